@@ -1,4 +1,4 @@
-"""A base model from a hub or a folder, the adapter on it, and the attention and products that it computes with."""
+"""Base models from a hub or a folder, their adapters and heads, and the kernels that they compute with."""
 
 from __future__ import annotations
 

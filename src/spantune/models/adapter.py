@@ -1,7 +1,7 @@
-"""Reads a saved LoRA adapter onto a model: its configuration, and every weight by name, shape and value.
+"""Reads a saved LoRA adapter and adds it to a model; its configuration and every weight are checked.
 
-PEFT loads the weights that match, and has settings that run or replace what an adapter of spantune never does; here
-a setting, a weight or a shape that is not as expected is an error that names it.
+PEFT loads the weights that match and ignores the others, and it has settings that run code or replace parts of a model.
+Adapters of spantune do not use these settings. Here an unexpected setting, weight or shape is an error that names it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from spantune.models.interfaces import CausalLM
 from spantune.models.weights import first_difference, require_finite
 
 ADAPTER = "default"
-"""The name of an adapter that is the only one of its model."""
+"""The name of the adapter of a model with one adapter."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DESCRIPTIVE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
-"""Settings of PEFT that describe an adapter, and change nothing in what it computes."""
+"""Settings of PEFT that describe an adapter and do not change what it computes."""
 
 Rank = Annotated[int, Field(gt=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Saved(BaseModel):
-    """The settings of a saved adapter that spantune writes; PEFT's other ones must have their defaults."""
+    """The settings in the configuration of a saved adapter; all other settings of PEFT must have their defaults."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
@@ -50,15 +50,20 @@ class _Saved(BaseModel):
 
     @property
     def largest_rank(self) -> int:
-        """The most dimensions that an adapter of these settings has."""
+        """The largest rank of a module."""
         return max([self.r, *self.rank_pattern.values()])
 
 
 def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM:
-    """Add a saved adapter to a base model; with `merge`, merge it into the model's weights.
+    """Add the adapter in `folder` to a base model, for extraction.
+
+    Args:
+        model: the base model, which is changed.
+        folder: the adapter's folder.
+        merge: whether the adapter is merged into the model's weights.
 
     Raises:
-        ModelError: there is no adapter in `folder`, it is damaged or not finite, or it is for another model.
+        ModelError: `folder` has no adapter, or it is damaged, not finite, or for another model.
     """
     saved, weights = _read_adapter(folder)
     if merge and _merge_plain(model, saved, weights):
@@ -70,10 +75,10 @@ def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM
 
 
 def load_adapters(model: CausalLM, folders: Sequence[Path]) -> CausalLM:
-    """Add several saved adapters to a base model, which are kept apart and called by their index in `folders`.
+    """Add several saved adapters to a base model, without merging; `activate_adapter` chooses one of them.
 
     Raises:
-        ModelError: as `load_adapter`.
+        ModelError: a folder has no adapter, or it is damaged, not finite, or for another model.
     """
     for index, folder in enumerate(folders):
         model = _with_adapter(model, folder, *_read_adapter(folder), _name(index))
@@ -82,32 +87,32 @@ def load_adapters(model: CausalLM, folders: Sequence[Path]) -> CausalLM:
 
 
 def activate_adapter(model: CausalLM, index: int) -> None:
-    """Let a model of `load_adapters` compute with one of its adapters."""
+    """Let a model of `load_adapters` compute with the adapter of `folders[index]`."""
     model.set_adapter(_name(index), inference_mode=True)
 
 
 def _name(index: int) -> str:
-    """The name of an adapter among several: PEFT finds its weights by it, so it is a part of no other name."""
+    """Return the name of one of several adapters; it is no part of another name, since PEFT finds weights by it."""
     return f"run_{index}_"
 
 
 def _read_adapter(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
-    """The settings and the weights of the adapter in `folder`."""
+    """Return the settings and the weights of the adapter in `folder`."""
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder}: no {CONFIG} here; expected the adapter folder of a finished run")
     saved, weights = _read_config(folder), _read_weights(folder)
     ranks = [len(weight) for name, weight in weights.items() if "lora_A" in name and weight.dim() == 2]
-    if saved.largest_rank > max(ranks, default=0):  # before so many weights are made
+    if saved.largest_rank > max(ranks, default=0):  # refused before weights of this rank are allocated
         detail = f"size mismatch: {CONFIG} has a rank of {saved.largest_rank}, {WEIGHTS} has {max(ranks, default=0)}"
         raise _of_another_model(folder, detail)
     return saved, weights
 
 
 def _with_adapter(model: CausalLM, folder: Path, saved: _Saved, weights: dict[str, Tensor], name: str) -> CausalLM:
-    """Add an adapter that is called `name` to a model, which may have others, and give it its weights."""
+    """Add an adapter to a model, which may have other adapters, under `name`, with its weights."""
     from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 
-    importlib.import_module("torch.distributed.tensor")  # PEFT uses it and does not import it
+    importlib.import_module("torch.distributed.tensor")  # PEFT uses this module without importing it
     settings = saved.model_dump(include=set(_Saved.model_fields) - {"peft_type"})
     with foreign(folder, f"the adapter does not fit the model by {CONFIG}", "name the model that it was trained on"):
         wanted = LoraConfig(task_type=TaskType.CAUSAL_LM, inference_mode=True, **settings)
@@ -121,10 +126,10 @@ def _with_adapter(model: CausalLM, folder: Path, saved: _Saved, weights: dict[st
 
 
 def read_lora(folder: Path) -> config.Lora:
-    """Return the settings of the adapter in `folder`, with the names of the modules that it is on as targets.
+    """Return the settings of the adapter in `folder`; the targets are the names of its modules.
 
     Raises:
-        ModelError: it is damaged, or has an alpha for single modules, with which no recipe can go on.
+        ModelError: the adapter is damaged, or has an alpha for single modules, which a recipe cannot state.
     """
     saved = _read_config(folder)
     if saved.alpha_pattern:
@@ -140,15 +145,15 @@ def read_lora(folder: Path) -> config.Lora:
 
 
 PREFIX = "base_model.model."
-"""What PEFT puts before the name of a module."""
+"""The prefix of PEFT before the name of a module."""
 
 
 @dataclass(frozen=True)
 class PlainLora:
-    """An adapter without any scale of its own: the weight of a module changes by `up @ down`.
+    """An adapter without scales: the change of a module's weight is `up @ down`.
 
     Args:
-        rank: of every module.
+        rank: the rank of all modules.
         halves: `(down [rank, in], up [out, rank])` of each module by its dotted name in the model, in float32.
     """
 
@@ -162,12 +167,12 @@ class PlainLora:
 
 
 def fold_lora(folder: Path) -> PlainLora:
-    """Read a saved adapter, with its scales (alpha, rsLoRA and those of single modules) folded into `up`.
+    """Read a saved adapter, and multiply its scales (alpha, rsLoRA and those of single modules) into `up`.
 
-    Where modules have different ranks, the smaller ones are filled with zeros.
+    If modules have different ranks, the smaller ones are filled with zeros to the largest rank.
 
     Raises:
-        ModelError: there is no adapter, it is damaged, or it is a DoRA, which is no product of two matrices.
+        ModelError: `folder` has no adapter, it is damaged, or it is a DoRA, which is not a product of two matrices.
     """
     from peft.utils.other import get_pattern_key
 
@@ -198,16 +203,20 @@ def _filled(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def load_adapter_weights(model: CausalLM, folder: Path) -> None:
-    """Give the adapter of a PEFT model the weights that are saved in `folder`.
+    """Load the weights that are saved in `folder` into the adapter of a PEFT model.
 
     Raises:
-        ModelError: the folder holds no such adapter, one that is not finite, or one of another model or shape.
+        ModelError: `folder` has no adapter, or it is damaged, not finite, or of another model or shape.
     """
     _set_weights(model, folder, _read_weights(folder), ADAPTER)
 
 
 def _read_config(folder: Path) -> _Saved:
-    """The settings of the adapter in `folder`."""
+    """Return the settings of the adapter in `folder`.
+
+    Raises:
+        ModelError: the file is damaged, or sets something that no adapter of spantune sets.
+    """
     from peft import LoraConfig
 
     problem, path = f"the adapter is damaged: {CONFIG}", folder / CONFIG
@@ -230,7 +239,11 @@ def _read_config(folder: Path) -> _Saved:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of the adapter in `folder` by their names; every one is finite."""
+    """Return the weights of the adapter in `folder` by their names.
+
+    Raises:
+        ModelError: the file is damaged, or a weight is not finite.
+    """
     from safetensors.torch import load_file
 
     with foreign(folder, f"the adapter is damaged: {WEIGHTS} cannot be read", "restore it"):
@@ -240,7 +253,11 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _set_weights(model: CausalLM, folder: Path, weights: dict[str, Tensor], name: str) -> None:
-    """Give `model` the weights of its adapter `name`, which must be the same ones in name and shape."""
+    """Load weights into the adapter `name` of `model`.
+
+    Raises:
+        ModelError: names or shapes differ from those of the adapter.
+    """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
@@ -251,10 +268,11 @@ def _set_weights(model: CausalLM, folder: Path, weights: dict[str, Tensor], name
 
 
 def _merge_plain(model: CausalLM, saved: _Saved, weights: dict[str, Tensor]) -> bool:
-    """Add an adapter to the weights of its layers, by the same sums as PEFT, which makes a layer for each first.
+    """Add an adapter to the weights of its layers, with the result of PEFT, but without making its layers first.
 
-    Returns whether that is done; PEFT has to where the adapter has settings of its own for some layers, is a DoRA, or
-    does not fit the model, which then is unchanged.
+    Returns:
+        Whether this was done. If the adapter has settings for single layers, is a DoRA, or does not fit the model, the
+        model is unchanged and PEFT has to do it.
     """
     if saved.use_dora or saved.rank_pattern or saved.alpha_pattern:
         return False

@@ -1,13 +1,20 @@
-"""Which tokens attend to which, as additive float masks for scaled-dot-product attention.
+"""Attention of packs and decoding batches: which tokens attend to which.
 
-Training packs and the decoding batch have the same layout: every token has an owner, a position and a reach, and a
-query attends to a key of the prefix or of its own owner at a position not after its reach, within the window of a
-sliding layer to both sides. The reach is the token's own position, or the end of the text where a text is read as a
-whole (a prefix-LM mask). The window is counted in positions inside the example, not in indices of the pack. A mask is
-always given: `attention_mask=None` does not mean packed to transformers, and a bool mask is wrong in eager attention.
-On a GPU, packs go to the variable-length flash kernel (see `kernels.packs`). On a CPU, the queries of each owner are
-multiplied with the keys of the prefix and of that owner only, so that the cost is the sum of the examples' costs (or of
-the rows of a decoding batch), and not the square of their total length.
+Packs and decoding batches have the same layout: each token has an owner (the prefix, or an example), a position and a
+reach. A query attends to a key if three conditions hold:
+
+    owner     the key belongs to the prefix or to the owner of the query
+    position  the key's position is not after the query's reach
+    window    in a sliding layer, both positions are less than the window apart
+
+The reach is the token's own position, or the last position of the text if a text is read as a whole (a prefix-LM mask).
+Positions are counted inside the example, not inside the pack.
+
+The masks are additive and of a float type. One is always passed: transformers does not understand
+`attention_mask=None` as packed, and its eager attention computes wrong values with a bool mask. On a GPU, packs are
+computed by the variable-length flash kernel (see `kernels.packs`). On a CPU, the queries of each owner are multiplied
+only with the keys of the prefix and of this owner. So the cost is the sum of the costs of the examples (or rows of a
+decoding batch), and not the square of their total length.
 """
 
 from __future__ import annotations
@@ -34,7 +41,13 @@ Mask = Tensor | dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Places:
-    """Owner and position of each token, and the last position that it attends to (None: its own); long [tokens]."""
+    """The layout of tokens: three tensors [tokens] of type long.
+
+    Attributes:
+        owner: 0 for the prefix, and 1, 2, … for the examples or rows.
+        position: the position in the example, counted from the beginning of the prefix.
+        reach: the last position that the token attends to; None if that is its own position.
+    """
 
     owner: Tensor
     position: Tensor
@@ -42,10 +55,10 @@ class Places:
 
 
 def check_attention(config: ModelConfig) -> None:
-    """Check that spantune's attention can compute a model's, and that its layers keep the examples of a pack apart.
+    """Check that spantune's attention can replace a model's, and that no layer mixes the examples of a pack.
 
     Raises:
-        ModelError: a kind of layer is unknown, or the attention logits have a soft cap.
+        ModelError: the model has a kind of layer that is unknown, or its attention logits have a soft cap.
     """
     unknown = set(layer_kinds(config) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
@@ -53,7 +66,7 @@ def check_attention(config: ModelConfig) -> None:
             f"model type {config.model_type!r} has layers of kind {', '.join(sorted(unknown))}, in which examples of a "
             "pack would mix; use a model with full or sliding-window attention"
         )
-    # transformers 5.17 ignores the cap without a warning, 5.23 refuses
+    # transformers 5.17 ignores the cap without a warning, and 5.23 refuses the model
     if getattr(config, "attn_logit_softcapping", None) is not None:
         raise ModelError(
             f"model type {config.model_type!r} caps its attention logits, which our attention cannot do; "
@@ -62,7 +75,10 @@ def check_attention(config: ModelConfig) -> None:
 
 
 def attention_mask(config: ModelConfig, query: Places, key: Places, dtype: torch.dtype) -> Mask:
-    """Return the mask [1, 1, queries, keys] for the model's `forward`, or one for each kind of its layers."""
+    """Return the mask [1, 1, queries, keys] for the model's `forward`; a dict of masks if layers are of several kinds.
+
+    The mask is 0 where the query attends to the key, and else the lowest number of `dtype`.
+    """
     kinds = layer_kinds(config)
     if kinds:
         return {kind: _mask(query, key, window_of(config, kind), dtype) for kind in sorted(set(kinds))}
@@ -72,7 +88,7 @@ def attention_mask(config: ModelConfig, query: Places, key: Places, dtype: torch
 def pack_view(config: ModelConfig, places: Places, spans: Spans | None, dtype: torch.dtype) -> dict[str, object]:
     """Return the keyword arguments of a model's `forward` that say which tokens of a pack attend to which.
 
-    Where the flash kernel computes the pack from its spans, the mask that transformers needs is one number, never read.
+    The flash kernel computes a pack from its `spans` and reads no mask; transformers then gets a mask of one number.
     """
     if spans is not None and can_flash(config, places.owner.device, dtype):
         return {"attention_mask": unread_mask(config, dtype, places.owner.device), "spans": spans}
@@ -80,7 +96,7 @@ def pack_view(config: ModelConfig, places: Places, spans: Spans | None, dtype: t
 
 
 def unread_mask(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Mask:
-    """Return a placeholder mask: transformers needs one even where our attention does not read it."""
+    """Return a placeholder mask, which transformers needs even if spantune's attention does not read it."""
     unread = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
     kinds = layer_kinds(config)
     return dict.fromkeys(kinds, unread) if kinds else unread
@@ -88,7 +104,7 @@ def unread_mask(config: ModelConfig, dtype: torch.dtype, device: torch.device) -
 
 @dataclass(frozen=True)
 class Segment:
-    """The consecutive queries of one owner, and the indices of the keys that they attend to."""
+    """The consecutive queries of one owner, and the indices of the keys of the prefix and of this owner."""
 
     queries: slice
     keys: Tensor
@@ -96,7 +112,7 @@ class Segment:
 
 def segments(query: Places, key: Places) -> list[Segment] | None:
     """Return the segment of each owner, in the order of the queries; None on a GPU, where one dense mask is faster."""
-    if query.owner.device.type != "cpu":  # the launches cost 4.5 times what the dense mask does
+    if query.owner.device.type != "cpu":  # launching kernels for each segment takes 4.5 times as long as the dense mask
         return None
     owners, lengths = torch.unique_consecutive(query.owner, return_counts=True)
     parts: list[Segment] = []
@@ -111,10 +127,21 @@ def segments(query: Places, key: Places) -> list[Segment] | None:
 def segmented_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention with transformers' interface that, given `segments` or `spans`, skips what the mask hides.
+    """Attention with the interface of transformers' attention functions.
 
-    Shapes: query [1, heads, queries, size], key and value [1, kv heads, keys, size], mask [1, 1, queries, keys];
-    returns [1, queries, heads, size]. Given `rows`, keys and values are, or go into, a cache of slots (`RowView`).
+    With `segments` or `spans`, only pairs of queries and keys that the mask allows are computed. With `rows`, a
+    `RowView` or `LayerRows`, the keys and values are in a cache of slots.
+
+    Args:
+        module: the attention module of the layer.
+        query: [1, heads, queries, size].
+        key: [1, kv heads, keys, size].
+        value: [1, kv heads, keys, size].
+        attention_mask: [1, 1, queries, keys].
+        options: `scaling`, and what `pack_view` or the decoding batch adds.
+
+    Returns:
+        The attended values [1, queries, heads, size], and None for the weights.
     """
     spans: Spans | None = options.pop("spans", None)
     if spans is not None:

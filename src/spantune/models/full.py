@@ -1,8 +1,8 @@
 """Full fine-tuning: the model's own weights are trained, without an adapter.
 
-Trained are the weights of the decoder layers and the last norm. The embeddings, which most small models use as the
-output layer too, stay as they are: they hold most of a small model's weights and gain little. The weights keep the type
-that the model computes in, so that what is evaluated during training is what is saved.
+The weights of the decoder layers and the last norm are trained. The embeddings, which most small models also use as the
+output layer, are not: they are most of a small model's weights, and training them brings little. The weights keep the
+type that the model computes in, so the evaluations during training measure the same weights that are saved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spantune.models.weights import first_difference, require_finite
 ABOUT, WEIGHTS = "full.json", "full.safetensors"
 MOST_WEIGHTS = 10**9
 BYTES = 16
-"""Memory of a trained weight: weight or its fp32 copy, gradient, and AdamW's two moments."""
+"""The bytes of memory for a trained weight: the weight or its fp32 copy, its gradient, and AdamW's two moments."""
 
 
 def is_full(folder: Path) -> bool:
@@ -29,7 +29,7 @@ def is_full(folder: Path) -> bool:
 
 
 def require_full(settings: config.Lora, base: str, weights: int) -> None:
-    """Check that full fine-tuning, where it is asked for, can be done on a model of so many weights.
+    """Check that full fine-tuning, if the recipe sets it, can be done with a model of this number of weights.
 
     Raises:
         ConfigError: the base is quantised, or the model is too large.
@@ -47,10 +47,10 @@ def require_full(settings: config.Lora, base: str, weights: int) -> None:
 
 
 def full_weights(model: CausalLM) -> dict[str, nn.Parameter]:
-    """Return the weights that full fine-tuning trains, by name: all of the base model but its embeddings.
+    """Return the weights that full fine-tuning trains, by name: all weights of the base model except embeddings.
 
     Raises:
-        ModelError: they are quantised.
+        ModelError: the weights are quantised.
     """
     embedded = {
         id(weight) for module in model.modules() if isinstance(module, nn.Embedding) for weight in module.parameters()
@@ -67,10 +67,10 @@ def full_weights(model: CausalLM) -> dict[str, nn.Parameter]:
 
 
 def attach_full(model: CausalLM) -> None:
-    """Freeze `model` but for the weights that full fine-tuning trains.
+    """Freeze all weights of `model` except those that full fine-tuning trains.
 
     Raises:
-        ModelError: they are quantised.
+        ModelError: the weights are quantised.
     """
     trained = full_weights(model)
     for weight in model.parameters():
@@ -80,7 +80,7 @@ def attach_full(model: CausalLM) -> None:
 
 
 def save_full(model: CausalLM, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write the weights that full fine-tuning trains into `folder`; with `weights` those instead of the model's own."""
+    """Write the weights that full fine-tuning trains into `folder`; `weights` replaces the model's own ones."""
     from safetensors.torch import save_file
 
     names = full_weights(model)
@@ -95,10 +95,10 @@ def save_full(model: CausalLM, folder: Path, weights: Mapping[str, Tensor] | Non
 
 
 def load_full_weights(model: CausalLM, folder: Path) -> None:
-    """Give `model` the weights that `save_full` has written, in the types of its own.
+    """Load the weights that `save_full` has written into `model`; the types of the model's weights do not change.
 
     Raises:
-        ModelError: they are damaged, not finite, or of another model.
+        ModelError: the weights are damaged, not finite, or of another model.
     """
     from safetensors.torch import load_file
 
@@ -114,10 +114,10 @@ def load_full_weights(model: CausalLM, folder: Path) -> None:
 
 
 def load_full(model: CausalLM, folder: Path) -> CausalLM:
-    """Give a base model, or one that was trained in full, the weights in `folder`, for extraction.
+    """Load the weights in `folder` into a base model, or into one under full fine-tuning, and freeze it for extraction.
 
     Raises:
-        ModelError: as `load_full_weights`.
+        ModelError: the weights are damaged, not finite, or of another model.
     """
     load_full_weights(model, folder)
     for weight in model.parameters():

@@ -1,4 +1,4 @@
-"""The gated MLPs of decoder layers as one operator each, where gate and up are one layer, as in Phi-3 and 4."""
+"""Gated MLPs of decoder layers, each computed as one operator; gate and up must be one layer, as in Phi-3 and Phi-4."""
 
 from __future__ import annotations
 
@@ -24,31 +24,40 @@ from spantune.models.kernels.gated import (
 from spantune.models.lora import FusedLora
 
 log = logging.getLogger(__name__)
-SILU = ("SiLU", "SiLUActivation")  # of torch and of transformers
+SILU = ("SiLU", "SiLUActivation")  # the names in torch and in transformers
 KEPT: dict[Keep, int] = {"none": AGAIN, "some": AGAIN, "fp8": EIGHT, "most": WHOLE}
 
 
 def gated_parts(module: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
-    """Return gate and up in one layer, and down, of an MLP that is so made; None for any other module."""
+    """Return the layer of gate and up, and the layer of down, of a gated MLP; None for any other module."""
     wide, narrow = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
     is_silu = type(getattr(module, "activation_fn", None)).__name__ in SILU
-    # PEFT's layers are not linear layers of torch
+    # PEFT's layers are no nn.Linear; the linear layer is inside.
     is_linear = all(isinstance(getattr(part, "base_layer", part), nn.Linear) for part in (wide, narrow))
     return cast("tuple[nn.Linear, nn.Linear]", (wide, narrow)) if is_silu and is_linear else None
 
 
 def kept_bytes(outputs: int, keep: Keep, width: int) -> int:
-    """Return the bytes that an MLP keeps for each token of its wide product, whose numbers have `width` bytes."""
+    """Return the bytes that an MLP keeps per token of its wide product (gate and up).
+
+    Args:
+        outputs: the number of outputs of the wide product.
+        keep: what a layer keeps for the backward pass.
+        width: the bytes of a number of the wide product.
+    """
     bits = KEPT[keep]
     return (bits == EIGHT) * (outputs + 4 * 2 * tiles(outputs // 2)) + (bits == WHOLE) * outputs * width
 
 
 def fuse_mlps(layer: nn.Module, keep: Keep) -> int:
-    """Let each MLP of `layer` that `gated_mlp` can compute do so while it trains; returns how many there are.
+    """Compute the gated MLPs of `layer` as one operator each in training, where `gated_mlp` supports them.
 
     Args:
-        layer: with its adapters.
-        keep: decides what is kept for backward.
+        layer: a decoder layer with its adapters.
+        keep: what the layer keeps for the backward pass.
+
+    Returns:
+        The number of MLPs that are computed in this way.
     """
     count = 0
     for module in layer.modules():
@@ -63,7 +72,7 @@ def fuse_mlps(layer: nn.Module, keep: Keep) -> int:
 
 
 def _agrees(wide: FusedLora, narrow: FusedLora) -> bool:
-    """Whether the kernels, where there are some, are found to compute what plain torch does."""
+    """Whether the kernels for these layers agree with plain torch; True on a CPU, which has no kernels."""
     of_wide, of_narrow = wide.weights(torch.bfloat16), narrow.weights(torch.bfloat16)
     if of_wide is None or of_narrow is None or not of_wide.weight.is_cuda:
         return True
@@ -73,10 +82,10 @@ def _agrees(wide: FusedLora, narrow: FusedLora) -> bool:
 
 @cache
 def _is_exact(ranks: tuple[int, int], dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the kernels compute what plain torch does; it is logged where they do not."""
+    """Whether the kernels agree with plain torch; a warning is logged if they do not, or cannot be compiled."""
     try:
         error = kernel_error(ranks, dtype, device)
-    except Exception as problem:  # whatever a compiler of kernels raises: training goes on without them
+    except Exception as problem:  # Triton may raise any error; training then goes on without the kernels
         log.warning("the kernels of gated MLPs cannot be compiled, and steps may take longer: %s", first_line(problem))
         return False
     if error > KERNEL_ERROR:
@@ -86,7 +95,7 @@ def _is_exact(ranks: tuple[int, int], dtype: torch.dtype, device: torch.device) 
 
 def _fused(module: nn.Module, plain: Callable[[Tensor], Tensor], keeps: int) -> Any:
     def forward(x: Tensor) -> Tensor:
-        # found anew: after training the model may get other adapters, or none
+        # The layers are looked up at each call, since the model may get other adapters, or none, after training.
         wide, narrow = module.gate_up_proj, module.down_proj
         if not module.training or not isinstance(wide, FusedLora) or not isinstance(narrow, FusedLora):
             return plain(x)

@@ -1,8 +1,8 @@
 """A tokenizer made from the vocabulary inside a GGUF file.
 
-Two kinds are supported, each rebuilt as its original is: Gemma's SentencePiece BPE and SmolLM's byte-level BPE, with
-the ids of the file. transformers is not used, since its releases 5.17 and 5.23 differ on Gemma's spaces, and neither
-splits digits as SmolLM does. Another kind is refused.
+Two kinds are supported: Gemma's SentencePiece BPE and SmolLM's byte-level BPE. Each is built like its original, with
+the token ids of the file. transformers is not used: its releases 5.17 and 5.23 differ on Gemma's spaces, and neither
+splits digits as SmolLM does. Other kinds are refused.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 Metadata: TypeAlias = Mapping[str, Any]
 """The key-value header of a GGUF file."""
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # token types of GGUF
-STRING, ARRAY = 8, 9  # value types of GGUF; the others are numbers of fixed width
+STRING, ARRAY = 8, 9  # value types of GGUF; all others are numbers of fixed width
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read the key-value header of a GGUF file (one second for Gemma's, where `gguf.GGUFReader` takes ten).
+    """Read the key-value header of a GGUF file; for Gemma this takes a second, and ten with `gguf.GGUFReader`.
 
     Raises:
-        ModelError: not a GGUF file of version 3.
+        ModelError: it is not a GGUF file of version 3.
     """
     with path.open("rb") as file:
         head = file.read(24)
@@ -40,10 +40,10 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def build_tokenizer(metadata: Metadata) -> Tokenizer:
-    """The tokenizer that the header describes, without bos or eos added to a text.
+    """Return the tokenizer that the header describes; it adds neither bos nor eos to a text.
 
     Raises:
-        ModelError: a vocabulary of another kind.
+        ModelError: the vocabulary is of another kind.
     """
     kind = (metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"])
     builders = {("llama", "default"): _gemma, ("gpt2", "smollm"): _smollm}
@@ -53,10 +53,10 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
 
 
 def _gemma(metadata: Metadata) -> Tokenizer:
-    """SentencePiece BPE: the better-scored piece merges first, runs of white space before all.
+    """Build SentencePiece BPE: pieces with higher scores merge first, and runs of white space before all others.
 
-    HTML tags, single user-defined pieces in the original, are left unreachable, so that `<sub>` in a text is
-    three ordinary pieces: llguidance refuses a text that holds them.
+    In the original, HTML tags are single user-defined pieces. Here no merge leads to them, so that `<sub>` in a text
+    becomes three ordinary pieces: llguidance refuses a text with user-defined pieces.
     """
     from tokenizers import Tokenizer, decoders, normalizers
     from tokenizers.models import BPE
@@ -84,7 +84,7 @@ def _gemma(metadata: Metadata) -> Tokenizer:
 
 
 def _smollm(metadata: Metadata) -> Tokenizer:
-    """Byte-level BPE after splitting off every digit."""
+    """Build byte-level BPE, with every digit split off before."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 

@@ -1,8 +1,8 @@
-"""SHA-256 hashes of a model's files, which can be tens of gigabytes: a file is read once, and again when it changes.
+"""SHA-256 hashes and other findings on a model's files, which are remembered, so that unchanged files are read once.
 
-A hash, or what else was found in a file, is remembered in the cache with the size, the time of the last change and the
-inode of its file. A file that was changed within the last two seconds is not remembered, since a second change might
-leave all three as they are.
+These files can be tens of gigabytes. A finding is stored in the cache with the size, the time of the last change and
+the inode of its file. Nothing is stored for a file that was changed within the last two seconds, since another change
+might leave all three values the same.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from spantune.core import replace_text, sha256_of, to_json
 from spantune.models.bundled import RECORD, cache_root
 
 WANTED = (".json", ".safetensors", ".txt", ".jinja", ".model", ".tiktoken")
-"""How the names of a model's files end."""
+"""The endings of the names of a model's files."""
 SETTLED_NS = 2_000_000_000
+"""The least age of a file's last change, in nanoseconds, for a finding to be stored."""
 
 log = logging.getLogger(__name__)
 
 Stamp: TypeAlias = tuple[int, int, int]
-"""Size in bytes, time of the last change in nanoseconds and inode of a file."""
+"""The size of a file in bytes, the time of its last change in nanoseconds, and its inode."""
 
 
 def hash_model(folder: Path) -> str:
-    """One SHA-256 over the names and contents of a model folder's files; an unchanged file is not read again."""
+    """Return one SHA-256 over the names and contents of a model folder's files; unchanged files are not read again."""
     names = sorted(path.name for path in folder.iterdir() if path.name.endswith(WANTED) and path.name != RECORD)
     lines = (f"{name}\t{value}\n" for name, value in hash_files(folder, names).items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def hash_files(folder: Path, names: Sequence[str], *, anew: bool = False) -> dict[str, str]:
-    """The SHA-256 of each named file in `folder`, in the given order.
+    """Return the SHA-256 of each named file in `folder`, in the order of `names`.
 
     Args:
         folder: the folder.
-        names: of files in it.
-        anew: read every file, as the check of a download must.
+        names: the names of files in it.
+        anew: whether every file is read again, as the check of a download needs.
     """
     return read_once(folder, names, "hashes", lambda path: sha256_of(path), anew=anew)
 
@@ -50,9 +51,16 @@ def hash_files(folder: Path, names: Sequence[str], *, anew: bool = False) -> dic
 def read_once(
     folder: Path, names: Sequence[str], kind: str, read: Callable[[Path], str], *, anew: bool = False
 ) -> dict[str, str]:
-    """What `read` says of each named file in `folder`; it is remembered as `kind` until the file changes.
+    """Return the result of `read` for each named file in `folder`, in the order of `names`.
 
-    `read` is called in several threads; with `anew` it is called for every file.
+    A result is remembered until the file changes.
+
+    Args:
+        folder: the folder.
+        names: the names of files in it.
+        kind: the name under which results of this function are remembered.
+        read: computes the result of a file by its path; it is called in several threads.
+        anew: whether `read` is called for every file, also for unchanged ones.
     """
     remembered = {} if anew else _read(folder, kind)
     stamps = {name: _stamp(folder / name) for name in names}
@@ -77,7 +85,7 @@ def _record(folder: Path, kind: str) -> Path:
 
 
 def _read(folder: Path, kind: str) -> dict[str, tuple[Stamp, str]]:
-    """What is remembered of a folder's files; nothing where the record is absent or damaged."""
+    """Return what is remembered of a folder's files; it is empty if the record is missing or damaged."""
     try:
         rows = json.loads(_record(folder, kind).read_text("utf-8")).items()
         return {name: ((size, changed, inode), str(value)) for name, (size, changed, inode, value) in rows}

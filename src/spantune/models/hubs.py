@@ -1,7 +1,7 @@
-"""The two hubs through one interface: addresses, offline setting, listing, download and cache.
+"""Hugging Face and ModelScope through one interface: addresses, offline setting, listing, download and cache.
 
 Addresses are read from the environment at every call (HF_ENDPOINT, MODELSCOPE_ENDPOINT); SPANTUNE_OFFLINE=1 switches
-the network off. Errors of an SDK become a ModelError of one sentence; bugs of ours do not.
+the network off. The expected errors of an SDK become a ModelError of one sentence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ TIMEOUT_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file as a hub lists it; `git_oid` is the git blob id of a file that has no SHA-256 there."""
+    """A file as a hub lists it.
+
+    Attributes:
+        name: the path of the file in the repository.
+        size: the size in bytes.
+        sha256: the SHA-256; None if the hub does not list it.
+        git_oid: the git blob id of a file whose SHA-256 is not listed.
+    """
 
     name: str
     size: int
@@ -32,7 +39,7 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a model at a revision; `commit` is a revision that means the same files for ever."""
+    """The files of a model at a revision; `commit` is a revision whose files never change."""
 
     files: tuple[HubFile, ...]
     commit: str | None = None
@@ -40,7 +47,15 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """One hub: its addresses, whether the user has switched it off, listing, download, and look-up in its cache."""
+    """One hub. `download` and `cached` return the folder of a repository; each function may raise ModelError.
+
+    Attributes:
+        endpoints: returns the addresses of the hub.
+        offline: returns whether the user has switched the network off.
+        list_files: lists the files of a repository at a revision.
+        download: downloads the named files of a repository at a revision.
+        cached: finds a repository at a revision in the local cache, without the network.
+    """
 
     endpoints: Callable[[], list[str]]
     offline: Callable[[], bool]
@@ -56,7 +71,10 @@ def _is_offline(*names: str) -> bool:
 
 @contextlib.contextmanager
 def _bars_on_terminals_only() -> Iterator[None]:
-    """Keep the SDK's bars out of logs, and its output off stdout; errors are raised and messages logged as before."""
+    """Show what an SDK prints, such as progress bars, on stderr if that is a terminal, and else not at all.
+
+    Nothing goes to stdout. Errors are raised and messages logged as before.
+    """
     bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
     with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
         yield
@@ -102,7 +120,7 @@ def _hf_cached(repo: str, revision: str | None) -> Path:
 
 
 def hf_http_error() -> type[Exception]:
-    """Return what the HTTP client of huggingface_hub raises: that of httpx (1.x) or of httpx2 (2.x)."""
+    """Return the error class of the HTTP client of huggingface_hub: that of httpx (1.x) or of httpx2 (2.x)."""
     from huggingface_hub import get_session
 
     client = importlib.import_module(type(get_session()).__module__.partition(".")[0])
@@ -135,7 +153,7 @@ def _ms_endpoints() -> list[str]:
 
 
 def _ms_endpoint(repo: str) -> str:
-    """The address that has the model; the SDK would use the environment of its first call for ever."""
+    """Return the address that has the model, by the present environment; the SDK reads it at its first call only."""
     from modelscope_hub import HubApi
 
     addresses = _ms_endpoints()
@@ -143,11 +161,14 @@ def _ms_endpoint(repo: str) -> str:
 
 
 def _ms_list(repo: str, revision: str | None) -> Listing:
-    """The listing; its commit is the last one that changed a file, since the hub reports commits of files only."""
+    """List the files of a repository.
+
+    The commit is the last one that changed a file, since the hub only reports the commit of each file.
+    """
     from modelscope_hub import HubApi
 
     with _ms_errors(f"modelscope:{repo}"):
-        api = HubApi(endpoint=_ms_endpoint(repo)).legacy  # its entries, unlike those of HubApi, have commits
+        api = HubApi(endpoint=_ms_endpoint(repo)).legacy  # unlike those of HubApi, its entries have commits
         entries = api.list_repo_files(repo, "model", revision=revision or "master", recursive=False)
     entries = [entry for entry in entries if entry.get("Type") != "tree"]
     files = tuple(HubFile(entry["Path"], int(entry.get("Size") or 0), entry.get("Sha256")) for entry in entries)

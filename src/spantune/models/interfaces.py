@@ -25,10 +25,10 @@ class ModelConfig(Protocol):
     _name_or_path: str
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the architecture's configuration holds."""
+        """Any other value of the architecture's configuration."""
 
     def get_text_config(self) -> ModelConfig:
-        """The configuration of the part that reads text; the configuration itself where there is no other part."""
+        """The configuration of the part for text; the configuration itself if the model has no other part."""
 
 
 class CausalLM(Protocol):
@@ -44,13 +44,13 @@ class CausalLM(Protocol):
         """The forward pass; the output has `logits` [batch, tokens, vocabulary]."""
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the model's class offers."""
+        """Any other attribute of the model's class."""
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of token embeddings."""
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head."""
+        """The output layer, which computes the logits."""
 
     def modules(self) -> Iterator[nn.Module]:
         """Every module, the model itself included."""

@@ -1,8 +1,8 @@
-"""Loads a model and its tokenizer: device, type, and the check against a known model card.
+"""Loads a model and its tokenizer: device, number type, and checks against the card of a known model.
 
-Only safetensors are read, and no code of a model folder is run. On a CPU the type of the frozen base is chosen by
-measurement: bf16 where its matrix products are faster in a short test, else fp32. A quantised base is made from a bf16
-checkpoint layer by layer, so that a GPU never holds both.
+Only safetensors are read, and no code of a model folder is run. On a CPU the type of the frozen base is bf16 if bf16
+matrix products are faster in a short test, and else fp32. A quantised base is made from a bf16 checkpoint layer by
+layer, so that a GPU never holds both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from spantune.models.kernels.lora_linear import has_fp8, to_fp8
 from spantune.models.sources import public_name, resolve, weight_files
 from spantune.models.weights import require_complete, require_finite_files
 
-# What the model card of microsoft/phi-4 says since its tokenizer fix; older uploads have EOS = PAD.
+# The special tokens of microsoft/phi-4 since the fix of its tokenizer; older uploads have EOS = PAD.
 PHI4_IDS = {
     "<|endoftext|>": 100257,
     "<|im_start|>": 100264,
@@ -50,12 +50,12 @@ SIZES = {
     "vocab_size": 1 << 28,
     "max_position_embeddings": 1 << 40,
 }
-"""The sizes of a model that spantune computes with, and the greatest that is not taken for a damaged file."""
+"""The sizes in config.json that spantune uses; a value above the one given here means that the file is damaged."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A causal LM in memory with its fast tokenizer."""
+    """A causal LM in memory with its fast tokenizer, the folder that it was read from, its device and its type."""
 
     model: CausalLM
     tokenizer: Tokenizer
@@ -63,14 +63,16 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
     quantized: bool = False
-    """Whether adapters cannot be merged into its weights."""
+    """Whether the base is quantised, so that adapters cannot be merged into its weights."""
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that a recipe names: of several processes that train together, the GPU of this one.
+    """Return the device that a recipe names (`auto`, `cpu` or `cuda`).
+
+    If several processes train together, it is the GPU of this process.
 
     Raises:
-        ConfigError: `cuda` without a CUDA GPU.
+        ConfigError: `name` is `cuda`, and there is no CUDA GPU.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -84,7 +86,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(base: str, device: torch.device) -> torch.dtype:
-    """Return bf16 or fp32 as named; else bf16 on CUDA, and on a CPU where it measures 1.2 times as fast."""
+    """Return the type that a model with this `base` computes in.
+
+    It is the one that `base` names, bf16 or fp32. Otherwise it is bf16 on CUDA, and on a CPU if bf16 is measured to be
+    over 1.2 times as fast as fp32.
+    """
     if base in ("bf16", "fp32"):
         return torch.bfloat16 if base == "bf16" else torch.float32
     faster = device.type == "cuda" or _bf16_speedup() > 1.2
@@ -92,10 +98,15 @@ def pick_dtype(base: str, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(folder: Path, source: str = "") -> Tokenizer:
-    """Load the fast tokenizer of a model folder; a `bundled:` model that came from a hub gets the bundled template.
+    """Load the fast tokenizer of a model folder.
+
+    Args:
+        folder: the model folder.
+        source: the model source. If a `bundled:` model was downloaded from a hub, its tokenizer without a chat template
+            gets that of the bundled model.
 
     Raises:
-        ModelError: there is none, or only a slow one.
+        ModelError: there is no tokenizer, or only a slow one.
     """
     from transformers import AutoTokenizer
 
@@ -115,7 +126,7 @@ def load_config_of(folder: Path) -> ModelConfig:
     """Load the transformers configuration of a model folder.
 
     Raises:
-        ModelError: config.json cannot be read.
+        ModelError: config.json cannot be read, or holds a size that no model has.
     """
     from transformers import AutoConfig
 
@@ -134,7 +145,11 @@ def load_config_of(folder: Path) -> ModelConfig:
 
 
 def _number(constant: str) -> float:
-    """The number of a constant in JSON; some models have Infinity, none has NaN."""
+    """Return the number of a constant in JSON; Infinity occurs in configurations of models, NaN does not.
+
+    Raises:
+        ValueError: the constant is NaN.
+    """
     if constant == "NaN":
         raise ValueError("it holds NaN")
     return float(constant)
@@ -142,7 +157,7 @@ def _number(constant: str) -> float:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What is read of a model before its weights: its local folder, its configuration and its fast tokenizer."""
+    """A model without its weights: its local folder, its configuration and its fast tokenizer."""
 
     folder: Path
     config: ModelConfig
@@ -150,10 +165,15 @@ class ModelFiles:
 
 
 def read_files(source: str, tokenizer_folder: Path | None = None) -> ModelFiles:
-    """Resolve a model source, and read its configuration and tokenizer (from `tokenizer_folder` where given).
+    """Resolve a model source, and read its configuration and tokenizer.
+
+    Args:
+        source: the model source, such as `hf:OWNER/NAME` or a folder.
+        tokenizer_folder: the folder of another tokenizer, which is read instead of the model's own.
 
     Raises:
-        ModelError: the source cannot be had, or its configuration or tokenizer cannot be read.
+        ModelError: the source cannot be resolved, its configuration or tokenizer cannot be read, or the tokenizer has
+            ids for which the model has no embedding.
     """
     folder = resolve(source)
     files = ModelFiles(folder, load_config_of(folder), load_tokenizer(tokenizer_folder or folder, source))
@@ -162,15 +182,18 @@ def read_files(source: str, tokenizer_folder: Path | None = None) -> ModelFiles:
 
 
 def _require_ids(files: ModelFiles, tokenizer_folder: Path) -> None:
-    """Check that the model has an embedding for each token that a text, the stop or padding can be encoded as.
+    """Check that the model has an embedding for EOS, PAD and every token of which an encoded text can consist.
 
-    Special tokens beyond the vocabulary, such as Gemma's for images, are never encoded and may be there.
+    Special tokens never occur in an encoded text, so their ids may be beyond the vocabulary (Gemma's image tokens are).
+
+    Raises:
+        ModelError: a token has no embedding.
     """
     tokenizer, size = files.tokenizer, files.config.get_text_config().vocab_size
     used = {"EOS": tokenizer.eos_token_id, "PAD": tokenizer.pad_token_id}
     beyond = {name: index for name, index in used.items() if index is not None and not 0 <= index < size}
     with foreign(tokenizer_folder, "the tokenizer's vocabulary cannot be read", "restore tokenizer.json"):
-        # remembered, since the vocabulary of a large tokenizer takes a fifth of a second to list
+        # The result is remembered, since listing the vocabulary of a large tokenizer takes a fifth of a second.
         names = ["tokenizer.json"] if (tokenizer_folder / "tokenizer.json").is_file() else []
         highest = read_once(tokenizer_folder, names, "vocabulary", lambda _: str(max(tokenizer.get_vocab().values())))
         if not all(index.isdecimal() and int(index) < size for index in highest.values()) or not names:
@@ -195,14 +218,15 @@ def load(
     """Load the base model of a recipe with its tokenizer.
 
     Args:
-        settings: of the recipe.
-        files: what has been read of the model; resolved and read here when absent.
-        tokenizer_folder: the folder of another tokenizer than the model's own.
-        change: changes the weights of a base that is to be FP8 before they are quantised; of no other base.
+        settings: the section `model` of the recipe.
+        files: the files of the model that were read before; None to resolve and read them here.
+        tokenizer_folder: the folder of another tokenizer, which is used instead of the model's own.
+        change: with an FP8 base only, a function that changes the model before its weights are quantised.
 
     Raises:
-        ModelError: the source cannot be had, or the model is not what its card says.
-        ConfigError: the recipe names a GPU where there is none, or a base that it cannot compute with.
+        ModelError: the source cannot be resolved, its weights are incomplete or damaged, its attention is not
+            supported, or the model is not what its card says.
+        ConfigError: the recipe names a GPU and there is none, or the device cannot compute with the base.
     """
     device = pick_device(settings.device)
     require_base(settings.base, device)
@@ -217,7 +241,7 @@ def load(
     model = _weights(files, settings, device, dtype, change)
     model.set_attn_implementation(NAME)
     model.config.use_cache = False
-    # PEFT writes this name into adapters, which are passed on: never the path of a folder on this machine
+    # PEFT writes this name into adapters, which are given to others, so it must not be a path on this machine.
     model.name_or_path = model.config._name_or_path = public_name(settings.source)
     return Loaded(model.eval(), files.tokenizer, files.folder, device, dtype, settings.base in config.QUANTIZED)
 
@@ -226,7 +250,7 @@ def require_base(base: config.Base, device: torch.device) -> None:
     """Check that `device` can compute with a base of this type.
 
     Raises:
-        ConfigError: it cannot, or a package is missing.
+        ConfigError: the device cannot, or a package is missing.
     """
     if base == "fp8" and device.type == "cuda" and not has_fp8(device):
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
@@ -245,7 +269,11 @@ def _weights(
     dtype: torch.dtype,
     change: Callable[[CausalLM], CausalLM] | None,
 ) -> CausalLM:
-    """The model with its weights in the type of `settings.base`: all of the folder, or what `change` makes of them."""
+    """Load the model with its weights in the type of `settings.base`.
+
+    Raises:
+        ModelError: weights are missing, of another shape or without a place in the model, or cannot be read.
+    """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     base = settings.base
@@ -262,7 +290,8 @@ def _weights(
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=True,
         )
-    # first as sdpa: transformers then refuses sinks, soft caps and ALiBi, which our attention would ignore
+    # Loaded with sdpa at first: transformers then refuses attention sinks, soft caps and ALiBi, which spantune's
+    # attention would ignore.
     with foreign(files.folder, "the model cannot be loaded", "use another"), _without_report():
         model, info = AutoModelForCausalLM.from_pretrained(
             files.folder,
@@ -271,7 +300,7 @@ def _weights(
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # require_complete refuses them, and names the weights
             output_loading_info=True,
             **options,
         )
@@ -289,7 +318,7 @@ def _weights(
 
 @contextlib.contextmanager
 def _without_report() -> Iterator[None]:
-    """Switch off transformers' table of missing weights, which are errors here."""
+    """Switch off the table in which transformers lists missing weights, since these raise an error here."""
     from transformers.utils import logging as messages
 
     level = messages.get_verbosity()
@@ -301,7 +330,10 @@ def _without_report() -> Iterator[None]:
 
 
 def _keep_differentiable(model: CausalLM) -> None:
-    """Switch off bitsandbytes' fast CPU layout of NF4 layers, which has no gradient and stays after extraction."""
+    """Switch off bitsandbytes' fast CPU layout of NF4 layers.
+
+    This layout has no gradient, and a layer keeps it after an extraction, so that it could not be trained further.
+    """
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
@@ -315,7 +347,7 @@ def is_phi4(model_config: ModelConfig) -> bool:
 
 
 def card_problems(model_config: ModelConfig, tokenizer: Tokenizer) -> list[str]:
-    """Return what contradicts the card of a known model, each with its remedy."""
+    """Return the contradictions between a model and the card of its kind, in sentences with a remedy."""
     problems = []
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id == tokenizer.pad_token_id:
         problems.append(
@@ -342,7 +374,7 @@ def card_problems(model_config: ModelConfig, tokenizer: Tokenizer) -> list[str]:
 
 
 def _bf16_speedup(size: int = 768, repeats: int = 5) -> float:
-    """How many times as fast as fp32 a bf16 matrix product is on this CPU; measured in about 50 ms."""
+    """Measure how many times faster bf16 matrix products are than fp32 ones on this CPU; takes about 50 ms."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)

@@ -1,8 +1,8 @@
 """LoRA adapters through PEFT, with targets that are checked against the model.
 
-PEFT does not report target names that match no module, which on Phi-4's fused projections leaves 65 % of the linear
-weights without an adapter. Here a name that matches nothing is an error that lists the names there are. Adapters are
-fp32, so that AdamW's small steps are not lost to rounding.
+PEFT does not report target names that match no module. On Phi-4, whose projections are fused, the usual names would
+leave 65 % of the linear weights without an adapter. Here a name without a match is an error that lists the names of the
+model's modules. Adapters are fp32, so that AdamW's small updates are not lost to rounding.
 """
 
 from __future__ import annotations
@@ -24,10 +24,16 @@ from spantune.models.kernels.lora_linear import FP8, Fp8Linear, linear
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which linear modules get an adapter: number of weights with one and of all linear weights, and the target names.
+    """The linear modules of a model that get an adapter; the output layer is not counted.
 
-    `unranked` are the names of `lora.rank_pattern` that match no module with an adapter. With `full`, full fine-tuning,
-    no module gets one, and all linear weights are trained.
+    Attributes:
+        adapted: the number of linear weights in modules with an adapter; with `full`, of all.
+        total: the number of all linear weights.
+        matched: the target names that match a module.
+        unmatched: the target names that match no module.
+        available: the names of all linear modules.
+        unranked: the names of `lora.rank_pattern` that match no module with an adapter.
+        full: whether this is full fine-tuning, in which no module gets an adapter and all linear weights are trained.
     """
 
     adapted: int
@@ -39,19 +45,19 @@ class Coverage:
     full: bool = False
 
     def __str__(self) -> str:
-        """What is trained, in words."""
+        """What is trained, as a sentence for people."""
         if self.full:
             return "full fine-tuning: every weight of the layers and the last norm"
         return f"LoRA on {', '.join(self.matched)}: {100 * self.share:.0f} % of the linear weights"
 
     @property
     def share(self) -> float:
-        """Share of the linear weights (without the output layer) that get an adapter."""
+        """The share of the linear weights that are in modules with an adapter."""
         return self.adapted / self.total if self.total else 0.0
 
 
 def linear_names(model: CausalLM) -> Counter[str]:
-    """Count the weights of the model's linear modules by leaf name, without the output layer."""
+    """Count the weights of a model's linear modules by the last part of their names, without the output layer."""
     sizes: Counter[str] = Counter()
     for name, module in linear_modules(model):
         sizes[name.rpartition(".")[2]] += module.weight.numel()
@@ -67,7 +73,7 @@ def linear_modules(model: CausalLM) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def coverage(model: CausalLM, settings: config.Lora) -> Coverage:
-    """Find out what `lora.targets` matches on `model`, which may be on the meta device."""
+    """Find the modules that `lora.targets` matches in `model`, which may be on the meta device."""
     sizes = linear_names(model)
     if settings.full:
         return Coverage(sizes.total(), sizes.total(), (), (), tuple(sorted(sizes)), full=True)
@@ -94,7 +100,7 @@ def adapter_weights(model: CausalLM, settings: config.Lora) -> int:
 
 
 def unranked_error(covered: Coverage) -> str | None:
-    """Return the error message for names of `lora.rank_pattern` that match nothing; None where all match."""
+    """Return the error message for names of `lora.rank_pattern` that match nothing; None if all match."""
     if not covered.unranked:
         return None
     return (
@@ -104,7 +110,7 @@ def unranked_error(covered: Coverage) -> str | None:
 
 
 def unmatched_error(covered: Coverage) -> str | None:
-    """Return the error message for targets that match nothing; None where all match."""
+    """Return the error message for targets that match nothing; None if all match."""
     if not covered.unmatched:
         return None
     return (
@@ -115,19 +121,27 @@ def unmatched_error(covered: Coverage) -> str | None:
 
 
 def require_dora(settings: config.Lora, base: str, device: str) -> None:
-    """Check that DoRA, where it is asked for, can be computed over a base of this type on this kind of device.
+    """Check that DoRA, if the recipe sets it, can be computed over a base of this type on this kind of device.
+
+    Args:
+        settings: the section `lora`.
+        base: the type of the base, such as "int8".
+        device: "cpu" or "cuda".
 
     Raises:
-        ModelError: it cannot.
+        ModelError: it cannot be computed.
     """
     if settings.dora and base == "int8" and device == "cpu":
         raise ModelError("lora.dora cannot be computed over model.base=int8 on a CPU; set model.base=nf4, fp8 or fp32")
 
 
 def attach(model: CausalLM, settings: config.Lora) -> tuple[CausalLM, Coverage]:
-    """Freeze `model` and add adapters; returns the PEFT model and what the targets matched.
+    """Freeze `model` and add new adapters to it.
 
-    With `lora.full` nothing is added: the weights of the layers and the last norm are trained, and `model` is returned.
+    With `lora.full` nothing is added; the weights of the layers and the last norm become trainable instead.
+
+    Returns:
+        The PEFT model (with `lora.full`, `model` itself), and the modules that the targets matched.
 
     Raises:
         ModelError: a target matches nothing, unless `lora.allow_unmatched` is set and another one matches; or a name of
@@ -158,13 +172,13 @@ def attach(model: CausalLM, settings: config.Lora) -> tuple[CausalLM, Coverage]:
         use_dora=settings.dora,
         rank_pattern=dict(settings.rank_pattern),
     )
-    if all(type(module) in FUSED for _, module in linear_modules(model)):  # bitsandbytes' layers are PEFT's own
+    if all(type(module) in FUSED for _, module in linear_modules(model)):  # PEFT has its own layers for bitsandbytes
         peft_config._register_custom_module({nn.Linear: FusedLora})
     return get_peft_model(model, peft_config), covered
 
 
 def _pattern(name: str, settings: config.Lora) -> str | None:
-    """The name of `lora.rank_pattern` that PEFT matches with the module `name`, if any."""
+    """Return the name of `lora.rank_pattern` that PEFT matches with the module `name`; None without a match."""
     from peft.utils.other import get_pattern_key
 
     pattern: str = get_pattern_key(list(settings.rank_pattern), name)
@@ -172,29 +186,33 @@ def _pattern(name: str, settings: config.Lora) -> str | None:
 
 
 FUSED = (nn.Linear, Fp8Linear)
-"""The types of linear layer that `FusedLora` supports; their subclasses it does not."""
+"""The types of linear layer that `FusedLora` supports; it does not support their subclasses."""
 
 
 def is_compilable(model: CausalLM) -> bool:
-    """Whether a compiler sees through the linear layers of a model, and its weights stay as they are."""
+    """Whether a model can be compiled for extraction: it is frozen, and torch.compile supports its linear layers."""
     is_frozen = not any(parameter.requires_grad for parameter in model.parameters())
     return is_frozen and all(type(module) in FUSED for _, module in linear_modules(model))
 
 
 def freeze_adapters(model: CausalLM) -> None:
-    """Keep the adapters of a model that is not trained in the type of its base, scaled, as its products need them."""
+    """Prepare the adapters of a model that is not trained: store them scaled, in the type that its products need."""
     for module in model.modules():
         if isinstance(module, FusedLora):
             module.freeze()
 
 
 class FusedLora(Linear):
-    """PEFT's LoRA layer with a leaner forward for the plain case."""
+    """PEFT's LoRA layer, with the plain case computed by one operator (`kernels.lora_linear.linear`).
+
+    The plain case is one active adapter that is not merged, without dropout, DoRA and bias. All other cases are
+    computed by PEFT.
+    """
 
     frozen: dict[str, tuple[Tensor, Tensor]]
 
     def freeze(self) -> None:
-        """Keep the adapters that have no gradient in the type of the base, scaled."""
+        """Store the adapters without gradient scaled and in the type of the base, so that no call converts them."""
         weight = self.get_base_layer().weight
         dtype = torch.bfloat16 if weight.dtype == torch.uint8 else weight.dtype
         self.frozen = {
@@ -204,7 +222,7 @@ class FusedLora(Linear):
         }
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Apply the base layer and its adapter to `x` [..., in], in the base's type."""
+        """Return the base layer and its adapter applied to `x` [..., in]: [..., out], in the type of the base."""
         if not self._plain(args, kwargs):
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
@@ -215,9 +233,13 @@ class FusedLora(Linear):
         return (outputs if base.bias is None else outputs + base.bias).view(*x.shape[:-1], base.out_features)
 
     def weights(self, dtype: torch.dtype) -> Weights | None:
-        """Return the weights of the layer for inputs of `dtype`, for an operator that computes several layers.
+        """Return the weights of the layer for an operator that computes several layers at once.
 
-        None where the layer computes more than its frozen product and one adapter.
+        Args:
+            dtype: the type of the inputs.
+
+        Returns:
+            The weights; None if this is not the plain case, or the layer has a bias.
         """
         return self._weights(dtype) if self._plain((), {}) and self.base_layer.bias is None else None
 
@@ -229,7 +251,7 @@ class FusedLora(Linear):
         return Weights(base.weight, None, *self._adapters(name, base.weight.dtype))
 
     def _adapters(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The weights of an adapter, the first one scaled, in `dtype`."""
+        """Return A, multiplied by the scale of the adapter, and B, both in `dtype`."""
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
         frozen: tuple[Tensor, Tensor] | None = getattr(self, "frozen", {}).get(name)
         if frozen is not None and frozen[0].dtype == dtype and not up.requires_grad:
@@ -237,10 +259,10 @@ class FusedLora(Linear):
         return (down * self.scaling[name]).to(dtype), up.to(dtype)
 
     def merge(self, *args: object, **kwargs: object) -> None:
-        """Merge as PEFT does, except into FP8, whose numbers are too coarse for the update.
+        """Merge the adapter into the base as PEFT does.
 
         Raises:
-            ModelError: the base is FP8.
+            ModelError: the base is FP8, which is too coarse for the update.
         """
         if isinstance(self.base_layer, Fp8Linear):
             raise ModelError("an adapter cannot be merged into an FP8 base; merge it into the bf16 model")

@@ -1,16 +1,16 @@
-"""CUDA graphs of packs: the pass of the layers over a pack, and its backward pass, launched as one each.
+"""CUDA graphs of packs: the forward pass and the backward pass over a pack are each launched as one graph.
 
-A pass of forty layers is some thousand small launches, which the host takes longer for than a GPU does for the kernels
-of a short pack. So packs are padded to a few sizes, and the passes of a size that has come before are captured once,
-and then replayed on copies of the pack's tensors:
+A pass through forty layers consists of about a thousand small kernel launches. For a short pack the host takes longer
+to launch them than the GPU to compute them. So packs are padded to a few sizes; for each size the passes are captured
+once as graphs, and then replayed on copies of a pack's tensors:
 
     real      [prefix][example 1]…[example E]
     padded    [prefix][example 1]…[example E][filler 1]…[filler F]
 
-A filler is an example that nobody reads: no other example sees it, and since the gradient of its states is 0, it adds
-exactly 0 to every gradient. Embedding, layers and the last norm are captured; what comes after them has other shapes in
-every pack and is launched as ever. Graphs share one pool of memory, since none keeps anything beyond its own backward
-pass, and add to gradients at fixed places.
+A filler is an example without use: no other example attends to it, and the gradient of its hidden states is 0, so that
+it adds exactly 0 to every gradient. The embedding, the layers and the last norm are captured. The operations after them
+have other shapes in every pack and are launched one by one. All graphs share one pool of memory, since a graph keeps
+nothing after its backward pass. They add to gradients at fixed addresses.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from spantune.models.kernels.packs import STEP, Spans
 from spantune.models.span_packs import moved
 
 MOST_GRAPHS = 32
-LARGE = 1.5  # the tokens of a large step for those of a usual one
-WORK = 9e11  # weights of a layer times tokens, from which on a GPU takes longer for a layer than its host does
-EXAMPLES, ROWS = 4, 128  # the numbers of examples and, above 1,024, of tokens of a padded pack are multiples of these
+LARGE = 1.5  # the tokens of a large step, divided by those of a usual step
+WORK = 9e11  # from this product of a layer's weights and tokens on, the GPU takes longer for a layer than the host
+EXAMPLES, ROWS = 4, 128  # a padded pack has a multiple of EXAMPLES examples and, above 1,024, of ROWS tokens
 log = logging.getLogger(__name__)
 
 
 class Shape(NamedTuple):
-    """What two packs must have in common to share a graph: sizes, and the numbers that the kernels take."""
+    """The sizes of a pack, and the numbers that kernels get as arguments; packs with equal ones can share a graph."""
 
     tokens: int
     sequences: int
@@ -51,7 +51,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Padded:
-    """A pack with its fillers: `ids` and `positions` [tokens], and its spans."""
+    """A pack with its fillers: `ids` and `positions` [tokens], and the layout of its sequences."""
 
     ids: Tensor
     positions: Tensor
@@ -59,39 +59,39 @@ class Padded:
 
     @property
     def shape(self) -> Shape:
-        """What decides which graph can run it."""
+        """The shape of the pack, by which its graph is found."""
         spans = self.spans
         sequences, prefix = len(spans.queries) - 1, spans.copies.shape[1]
         return Shape(len(self.ids), sequences, len(spans.tokens), prefix, spans.longest, spans.causal)
 
     @property
     def fields(self) -> tuple[Tensor, Tensor, Spans]:
-        """All it holds."""
+        """The three fields."""
         return self.ids, self.positions, self.spans
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All its tensors."""
+        """The tensors of all fields."""
         return [self.ids, self.positions, *(field for field in self.spans if isinstance(field, Tensor))]
 
     def copied(self) -> Padded:
-        """The same in memory of its own."""
+        """Return a copy of the pack in new memory."""
         fields = self.spans._asdict()
         copies: dict[str, Any] = {name: field.clone() for name, field in fields.items() if isinstance(field, Tensor)}
         return Padded(self.ids.clone(), self.positions.clone(), self.spans._replace(**copies))
 
 
 def padded(ids: Tensor, positions: Tensor, spans: Spans, least: int = 0) -> Padded:
-    """Add fillers to a pack, so that few sizes are left.
+    """Add fillers to a pack, so that packs have few different sizes.
 
-    The number of examples becomes the next multiple of 4, the number of tokens one of 64, or of 128 above 1,024:
-    products compute 128 rows at a time. There is at least one filler, of at least one token.
+    There are one to four fillers, each of at least one token. With them the number of examples is a multiple of 4, and
+    the number of tokens a multiple of 64, or of 128 above 1,024, since matrix products compute 128 rows at a time.
 
     Args:
-        ids: of the pack's tokens [tokens].
-        positions: of its tokens [tokens].
-        spans: where its sequences are.
-        least: the fewest tokens with the fillers.
+        ids: [tokens], the token ids of the pack.
+        positions: [tokens], the positions of the tokens.
+        spans: the layout of its sequences.
+        least: the least number of tokens, fillers included.
     """
     tokens, (copies, prefix) = len(ids), spans.copies.shape
     examples = copies if prefix else len(spans.queries) - 1
@@ -111,7 +111,7 @@ def padded(ids: Tensor, positions: Tensor, spans: Spans, least: int = 0) -> Padd
         copied += range(place, place + prefix)
     added = [queries[1:], keys[1:], index, own, copied]
     sizes = [extra, *map(len, added)]
-    # one copy to the device for all that is added; the fillers' ids and positions are 0
+    # All added numbers are copied to the device at once. The ids and positions of fillers are 0.
     numbers = moved(torch.tensor([0] * extra + [number for numbers in added for number in numbers]), ids.device)
     parts = torch.split(numbers, sizes)
     longest = max(spans.longest, -(-(prefix + max(lengths)) // STEP) * STEP)
@@ -132,7 +132,7 @@ def padded(ids: Tensor, positions: Tensor, spans: Spans, least: int = 0) -> Padd
 
 @dataclass(frozen=True)
 class _Graph:
-    """The passes of one shape: `pack` is what they read, `given` keeps the other arguments of the forward pass."""
+    """The graphs of one shape: they read `pack`; `given` keeps the other arguments of the forward pass in memory."""
 
     pack: Padded
     forward: torch.cuda.CUDAGraph
@@ -143,34 +143,41 @@ class _Graph:
 class PackGraphs:
     """The forward of a base model (embedding to last norm) that replays graphs for packs in training.
 
-    The first pack of all runs plainly, so that everything is compiled and loaded; then each shape is captured when it
-    comes for the first time. Padded are all, so that what a step computes does not depend on when its graph was
-    captured. With a larger pack than any before, all are captured anew, so that their pool stays as small as that pack
-    allows; so a larger one than usual is captured first. A shape that cannot be captured at once runs plainly and is
-    tried once more. Memory that runs out while a graph is captured, or a second failure, ends the use of graphs for the
-    rest of the run, and nothing else.
+    The first pack runs without a graph, so that all kernels are compiled and loaded. After it, each shape is captured
+    when it occurs for the first time. All packs are padded, with a graph or without one, so that a step's result does
+    not depend on when its graph was captured.
+
+    If a pack is larger than all captured ones, all graphs are dropped, and captured again when they are needed.
+    Otherwise the memory pool would hold blocks for the smaller packs beside those for the larger one. So that this
+    happens rarely, a pack of `first` tokens, more than usual, is captured before all others.
+
+    A shape that cannot be captured runs without a graph, and is tried once more. If this fails too, or memory runs out
+    during a capture, training goes on without graphs.
 
     Args:
         plain: the forward that is captured; it is called with transformers' arguments by name.
-        weights: what is trained of the base model.
-        tokens: the most tokens of a pack that is padded and captured.
-        first: tokens of what is captured before all else, so that what comes later fits into its memory; 0: nothing.
+        weights: the trained weights of the base model.
+        tokens: packs with more tokens are neither padded nor captured.
+        first: the tokens of the pack that is captured before all others; 0 for no such pack.
     """
 
     def __init__(self, plain: Callable[..., Any], weights: Sequence[Tensor], tokens: int, first: int = 0):
         self.plain, self.tokens, self._first = plain, tokens, first
         self.graphs: dict[Shape, _Graph] = {}
         self.captures = 0
-        """How many graphs were captured so far."""
+        """The number of captures so far."""
         self._weights = list(weights)
         self._failed: set[Shape] = set()
         self._is_off = False
         self._shared: _Shared | None = None
-        self._like: Tensor | None = None  # a state of the first pack
-        self._ahead: tuple[Tensor, Padded] | None = None  # the ids of a pack that comes next, and the pack
+        self._like: Tensor | None = None  # a hidden state of the first pack, for its type and device
+        self._ahead: tuple[Tensor, Padded] | None = None  # the ids of the next pack, and this pack with fillers
 
     def __call__(self, **given: Any) -> Any:
-        """Run the forward pass; where a pack's `spans` are given, with its fillers, whose states are cut off again."""
+        """Run the forward pass with transformers' arguments by name.
+
+        A pack, which has `spans`, is computed with fillers; their states are not returned.
+        """
         spans: Spans | None = given.get("spans")
         if spans is None or self._is_off or not torch.is_grad_enabled() or given["input_ids"].shape[1] > self.tokens:
             return self.plain(**given)
@@ -188,25 +195,25 @@ class PackGraphs:
         return output
 
     def pad_ahead(self, ids: Tensor, positions: Tensor, spans: Spans) -> None:
-        """Pad a pack that comes next, while the GPU still computes; of several, the first."""
+        """Add the fillers to the next pack while the GPU still computes; if called for several packs, to the first."""
         if self._ahead is None and self._like is not None and not self._is_off and len(ids) <= self.tokens:
             self._ahead = ids, padded(ids, positions, spans)
 
     def release(self) -> None:
-        """Give back the memory of all graphs; what comes again is captured again."""
+        """Drop all graphs and give back their memory; a shape that occurs again is captured again."""
         if self._shared is not None:
             self.graphs.clear()
             self._shared = None
             torch.cuda.empty_cache()
 
     def end(self, reason: str) -> None:
-        """Go on without graphs, and give back their memory."""
+        """Use no graphs from now on, and give back their memory; `reason` is logged."""
         self._is_off = True
         self.release()
         log.warning("training goes on without CUDA graphs, and may be slower: %s", reason)
 
     def _replayed(self, graph: _Graph, pack: Padded, count: int) -> Tensor:
-        """The states [1, count, hidden] of the pack by its graph."""
+        """Return the hidden states [1, count, hidden] of the pack, computed by its graph."""
         shared = self._shared
         assert shared is not None
         torch._foreach_copy_(graph.pack.tensors, pack.tensors)
@@ -214,7 +221,10 @@ class PackGraphs:
         return states
 
     def _run(self, pack: Padded, given: dict[str, Any]) -> Any:
-        """The plain pass; a cast that autocast remembers would be in the memory of a graph."""
+        """Run the forward pass without a graph.
+
+        Autocast does not cache casted weights: a cached one would be in the memory of a graph.
+        """
         kind = pack.ids.device.type
         autocast = torch.autocast(
             kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
@@ -223,36 +233,45 @@ class PackGraphs:
             return self.plain(input_ids=pack.ids[None], position_ids=pack.positions[None], spans=pack.spans, **given)
 
     def _graph(self, pack: Padded, given: dict[str, Any]) -> _Graph | None:
-        """The graph of the pack's shape; None where it has none, yet or at all."""
+        """Return the graph of the pack's shape, captured now if needed; None if the pack has to run without one."""
         shape = pack.shape
         if shape in self.graphs or self._like is None or len(self.graphs) == MOST_GRAPHS:
             return self.graphs.get(shape)
         if self._first > shape.tokens and not self.graphs:
             self._capture(padded(*pack.copied().fields, least=self._first + EXAMPLES), given, is_needed=False)
         if shape.tokens > max((other.tokens for other in self.graphs), default=0):
-            self.release()  # each tensor of a larger pack would need a larger block, beside that of the smaller ones
+            self.release()  # otherwise the pool would hold larger blocks beside those of the smaller packs
         self._capture(pack.copied(), given)
         return self.graphs.get(shape)
 
     def _capture(self, pack: Padded, given: dict[str, Any], *, is_needed: bool = True) -> None:
-        """Capture `pack`, which is the graph's own, if it can be; without graphs where it is needed and cannot."""
+        """Try to capture `pack`, whose tensors the graph then owns.
+
+        If memory runs out and `is_needed`, training goes on without graphs.
+        """
         shape = pack.shape
         assert self._like is not None
         try:
-            with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails may not give back
+            with torch.cuda.stream(torch.cuda.current_stream()):  # restores the stream, also if the capture fails
                 self.graphs[shape] = self._captured(pack, given, self._like)
         except torch.OutOfMemoryError:
             self._first = 0
             self.end("memory is short") if is_needed else self.release()
         except (RuntimeError, AssertionError) as error:
             log.debug("%s cannot be captured", shape, exc_info=True)
-            self.release()  # the pool is not usable after a capture that failed
+            self.release()  # the pool cannot be used after a failed capture
             if shape in self._failed:
                 self.end(str(error).splitlines()[0])
             self._failed.add(shape)
 
     def _captured(self, pack: Padded, given: dict[str, Any], like: Tensor) -> _Graph:
-        """Capture both passes over `pack`, which is the graph's own; `like` is a state [hidden]."""
+        """Capture both passes over `pack`, whose tensors the graph then owns.
+
+        Args:
+            pack: the pack with its fillers.
+            given: the other arguments of the forward pass.
+            like: a hidden state [hidden] of the model's type and device.
+        """
         self.captures += 1
         shared = self._shared = self._shared or _Shared(self._weights, like, self.tokens)
         shared.bind_gradients()
@@ -266,9 +285,12 @@ class PackGraphs:
 
 
 class _Shared:
-    """What all graphs share: their pool of memory, and the places that they read and write outside of it.
+    """The memory that all graphs share: their pool, and the tensors outside of it that they read and write.
 
-    `states` [tokens, hidden] are the last hidden states of the graph that ran last, `gradient` is theirs.
+    Attributes:
+        states: [tokens, hidden], the last hidden states of the graph that ran last.
+        gradient: [tokens, hidden], the gradient of `states`.
+        anchor: a scalar that requires a gradient, so that autograd runs the backward graph.
     """
 
     def __init__(self, weights: Sequence[Tensor], like: Tensor, tokens: int):
@@ -281,12 +303,12 @@ class _Shared:
         self._stream = torch.cuda.Stream(like.device)  # type: ignore[no-untyped-call]
 
     def capture(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
-        """Return the context in which launches go into `graph`; other threads may use the GPU meanwhile."""
+        """Return the context in which kernel launches are captured into `graph`; other threads may use the GPU."""
         return torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
 
     @contextmanager
     def adding(self) -> Iterator[None]:
-        """Add the gradients of the backward pass inside to those that there are, all at once and not one by one."""
+        """Add the gradients of the backward pass inside the block to the existing ones, with one launch for all."""
         for weight in self._weights:
             weight.grad = None
         try:
@@ -299,7 +321,7 @@ class _Shared:
                 weight.grad = place
 
     def bind_gradients(self) -> None:
-        """Let every weight have its gradient at the place that the graphs add to, with what it has so far."""
+        """Move the gradients of all weights to the addresses that the graphs add to; a missing gradient becomes 0."""
         empty = []
         for weight, place in zip(self._weights, self._gradients, strict=True):
             if weight.grad is place:
@@ -314,9 +336,9 @@ class _Shared:
 
 
 class _Replay(torch.autograd.Function):
-    """The last hidden states of a pack from its forward graph, whose backward pass is the backward graph.
+    """The last hidden states of a pack by its forward graph; the backward pass is the backward graph.
 
-    The gradients of the weights are added by the graph itself, so that no input but an anchor has one here.
+    The graph itself adds the gradients of the weights. So autograd sees no input except `anchor`.
     """
 
     @staticmethod
@@ -337,12 +359,12 @@ class _Replay(torch.autograd.Function):
 
 
 def graph_packs(model: CausalLM, tokens: int, usual: float = 0.0) -> None:
-    """Let the training packs of `model`, of up to `tokens` tokens each, be replayed as CUDA graphs.
+    """Replay the training packs of `model` as CUDA graphs from now on.
 
     Args:
-        model: with what is trained of it, on its GPU, with its layers compiled or as they are.
-        tokens: the most tokens of a pack.
-        usual: the tokens of a usual step; few have more than half as many again.
+        model: the model with its adapter, on a GPU; its layers may be compiled.
+        tokens: packs with more tokens run without graphs.
+        usual: the tokens of a pack in a usual step; few packs should have more than LARGE times as many.
     """
     base = causal_lm(model).base_model
     weights = [weight for weight in base.parameters() if weight.requires_grad]
@@ -350,27 +372,34 @@ def graph_packs(model: CausalLM, tokens: int, usual: float = 0.0) -> None:
 
 
 def pad_ahead(model: CausalLM, ids: Tensor, positions: Tensor, spans: Mapping[str, Any] | None) -> None:
-    """Pad a pack that comes next, where `model` replays packs as CUDA graphs."""
+    """Add the fillers to the next pack, if `model` replays packs as CUDA graphs.
+
+    Args:
+        model: the model.
+        ids: [tokens], the token ids of the pack.
+        positions: [tokens], the positions of the tokens.
+        spans: the fields of `Spans`; None for a pack without them, for which nothing is done.
+    """
     forward = causal_lm(model).base_model.forward
     if isinstance(forward, PackGraphs) and spans is not None:
         forward.pad_ahead(ids, positions, Spans(**spans))
 
 
 def graph_limit(model: CausalLM) -> float:
-    """Return the tokens of a pack from which on the GPU, and not the host, is what a pass waits for."""
+    """Return the number of tokens of a pack above which graphs save no time, since the GPU is slower than the host."""
     layers = decoder_layers(model)
     return WORK * len(layers) / sum(weight.numel() for layer in layers for weight in layer.parameters())
 
 
 def release_graphs(model: CausalLM) -> None:
-    """Give back the memory that the graphs of `model` hold, where it has some."""
+    """Give back the memory of the graphs of `model`, if it has any."""
     forward = causal_lm(model).base_model.forward
     if isinstance(forward, PackGraphs):
         forward.release()
 
 
 def end_graphs(model: CausalLM) -> bool:
-    """Let `model` go on without graphs, since memory is short; whether it had any."""
+    """Stop the use of graphs in `model`, since memory is short; returns whether it had any."""
     forward = causal_lm(model).base_model.forward
     had_graphs = isinstance(forward, PackGraphs) and bool(forward.graphs)
     if had_graphs:

@@ -1,7 +1,7 @@
-"""Weights of linear layers in the order in which a CPU's bf16 products read them, for models that only extract.
+"""Weights of linear layers in the memory layout of a CPU's bf16 products, for models that only extract.
 
-PyTorch otherwise brings each weight into that order again at every call, which with the few rows of a decoding pass
-takes as long as the product. The results are the same to the last bit.
+Otherwise PyTorch converts each weight to this layout at every call. With the few rows of a decoding pass this takes as
+long as the product itself. The results are the same to the last bit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from spantune.models.interfaces import CausalLM
 
 
 class PackedLinear(nn.Module):
-    """A linear layer over a packed bf16 weight, without gradients; it replaces `layer` and holds no other copy."""
+    """A linear layer with a packed bf16 weight, without gradients; it replaces `layer` and keeps no other copy."""
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
@@ -24,11 +24,11 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight [out_features, in_features], unpacked for those models that compute with it themselves."""
+        """The weight [out_features, in_features] in the usual layout, for models whose code reads it directly."""
         return self._packed.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to `x` [..., in_features] in bf16."""
+        """Return the layer applied to `x` [..., in_features]: [..., out_features], both in bf16."""
         if x.numel() == 0:
             return x.new_empty(*x.shape[:-1], self.out_features)
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
@@ -36,9 +36,12 @@ class PackedLinear(nn.Module):
 
 
 def pack_weights(model: CausalLM) -> int:
-    """Pack the plain bf16 linear layers of a merged model on a CPU that computes bf16; returns how many were packed.
+    """Pack the plain bf16 linear layers of a merged model on a CPU that computes in bf16.
 
-    The model can then neither be trained nor saved nor copied. Everywhere else nothing is changed, and 0 is returned.
+    A packed model cannot be trained, saved or copied.
+
+    Returns:
+        The number of packed layers; 0 on any other device, where nothing is changed.
     """
     if not _can_pack():
         return 0

@@ -1,7 +1,7 @@
-"""A table of token embeddings that stays in the host's memory, of which a GPU reads the rows that it needs.
+"""A table of token embeddings that stays in the host's memory; a GPU reads only the rows that it needs.
 
-A pack needs a few thousand of 100,000 rows. They are read over the bus from memory that is pinned, which takes a
-millisecond; the table would take 1 GiB of the GPU, with Phi-4's shape.
+A pack needs a few thousand of 100,000 rows. To read them over the bus from pinned memory takes a millisecond. On the
+GPU the table would take 1 GiB, with Phi-4's shape.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from spantune.models.interfaces import CausalLM
 
 
 class ParkedEmbedding(nn.Module):
-    """Frozen token embeddings in the host's memory; it replaces `embedding`, which may be on any device."""
+    """Frozen token embeddings in the host's memory.
+
+    Args:
+        embedding: the embeddings that it replaces, on any device. If they are on a GPU, the table is pinned.
+    """
 
     def __init__(self, embedding: nn.Embedding):
         super().__init__()
@@ -27,15 +31,16 @@ class ParkedEmbedding(nn.Module):
         return self._table
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return the embeddings [..., size] of `ids` [...], on the device of these."""
+        """Return the embeddings [..., size] of `ids` [...], on the device of `ids`."""
         return token_rows(self._table, ids)
 
 
 def park_embedding(model: CausalLM) -> bool:
-    """Leave the frozen token embeddings of a model in the host's memory; whether it was done.
+    """Move the frozen token embeddings of a model to the host's memory.
 
-    It is not where the output layer shares them, they are computed in another way than looked up, or the host cannot
-    pin the memory.
+    Returns:
+        Whether it was done. It is not done if the output layer shares the embeddings, if they are trained or are more
+        than a plain look-up, or if the host cannot pin the memory.
     """
     base = causal_lm(model)
     table = base.get_input_embeddings()
@@ -52,7 +57,7 @@ def park_embedding(model: CausalLM) -> bool:
 def token_rows(table: Tensor, ids: Tensor) -> Tensor:
     """Return the rows [..., size] of `ids` [...] in a table [tokens, size], on the device of `ids`.
 
-    A table on the CPU whose rows a GPU asks for is pinned.
+    If the table is on the CPU and `ids` are on a GPU, the table must be in pinned memory.
     """
     if table.device == ids.device:
         return table[ids]

@@ -1,4 +1,4 @@
-"""What libraries print while spantune works: progress bars, and warnings of each other's changes."""
+"""Hides what libraries print while spantune works: progress bars, and warnings about changes in other libraries."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 NO_WIDGETS = "IProgress not found"
-"""tqdm's warning that a notebook has no widgets to draw its bars with."""
+"""The beginning of tqdm's warning that a notebook has no widgets for its progress bars."""
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep the bars and hints of transformers and tqdm, and FutureWarnings, out of the block; errors are shown.
+    """Hide progress bars and hints of transformers and tqdm, and FutureWarnings, inside the block; errors are shown.
 
-    A function with this decorator prints in Python and in a notebook what spantune says, and no more.
+    A function with this decorator prints only the messages of spantune, in Python and in a notebook.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -1,10 +1,10 @@
 """Resolves a model source, as a recipe names it, to a complete local folder.
 
-A source is `bundled:NAME`, `modelscope:OWNER/NAME[@REVISION]`, `hf:OWNER/NAME[@REVISION]` or a folder. A folder is
-returned only with a configuration, a tokenizer and complete safetensors weights, and a downloaded one only after its
-files match the hashes that the hub reports (damaged files are downloaded once more). An interrupted download is
-continued, and is never taken for complete. Pickled weights are neither downloaded nor accepted. A hub that cannot be
-reached is reported within seconds; with SPANTUNE_OFFLINE=1 no hub is contacted.
+A source is `bundled:NAME`, `modelscope:OWNER/NAME[@REVISION]`, `hf:OWNER/NAME[@REVISION]` or a folder. The folder has a
+configuration, a tokenizer and complete safetensors weights, or it is refused. Downloaded files must match the hashes
+that the hub reports; damaged files are downloaded once more. An interrupted download is continued and never taken for
+complete. Pickled weights are neither downloaded nor accepted. If a hub cannot be reached, that is reported within
+seconds; with SPANTUNE_OFFLINE=1 no hub is contacted.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from spantune.models import bundled
 from spantune.models.hashes import WANTED, hash_files
 from spantune.models.hubs import HUBS, Hub, HubFile
 
-REACH_SECONDS = 8.0  # until any answer of a hub, name look-up included
+REACH_SECONDS = 8.0  # how long any answer of a hub is waited for, name look-up included
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-UNWANTED = ("consolidated", "adapter_")  # Mistral's second copy of the weights; an adapter beside them
+UNWANTED = ("consolidated", "adapter_")  # a second copy of the weights in Mistral's models; an adapter beside a model
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE")
 PREFIXES = ("bundled", "modelscope", "hf")
 
@@ -45,7 +45,7 @@ def resolve(source: str) -> Path:
     """Return the local folder of a model source, downloaded or converted on first use.
 
     Raises:
-        ModelError: the source is malformed, absent, incomplete, damaged, or on a hub that cannot be reached.
+        ModelError: the source is malformed, does not exist, is incomplete or damaged, or its hub cannot be reached.
     """
     prefix, colon, rest = source.partition(":")
     if not colon or Path(source).exists():
@@ -61,7 +61,7 @@ def resolve(source: str) -> Path:
 def pinned(source: str) -> str:
     """Return `source` with the commit that it was last resolved to, so that it means the same files later.
 
-    A source that is not on a hub, that names a revision, or whose hub reports no commit is returned unchanged.
+    The source is returned unchanged if it is not on a hub, if it names a revision, or if the hub reports no commit.
     """
     prefix, _, rest = source.partition(":")
     if prefix not in HUBS or _parse(prefix, rest)[1]:
@@ -71,9 +71,10 @@ def pinned(source: str) -> str:
 
 
 def public_name(source: str) -> str:
-    """Return the name by which others know a model source: a hub's name, or that of a bundled model; "" for a folder.
+    """Return the name of a model that also has a meaning on other machines; "" for a folder.
 
-    A bundled model keeps its own name, since its weights are not those of the original on the hubs.
+    It is OWNER/NAME for a model on a hub, and `bundled:NAME` for a bundled model, whose weights differ from those of
+    the original on the hubs.
     """
     prefix, _, rest = source.partition(":")
     if prefix in HUBS:
@@ -105,11 +106,14 @@ def _parse(prefix: str, rest: str) -> tuple[str, str | None]:
 
 
 def _from_hub(prefix: str, repo: str, revision: str | None) -> Path:
-    """List, download, verify, and only then record the folder as complete; in one process at a time for each source."""
+    """List and download the files, verify them, and then record the folder as complete.
+
+    For each source this is done by one process at a time.
+    """
     hub, source = HUBS[prefix], f"{prefix}:{repo}" + (f"@{revision}" if revision else "")
     record = _read_record(source)
     if record is not None and record.commit == revision and revision and _is_whole(record, source):
-        return record.folder  # the files of a commit never change, so the hub need not be asked
+        return record.folder  # the hub is not asked, since the files of a commit never change
     if not _reachable(prefix):
         return _offline(prefix, repo, revision, source)
     listing = hub.list_files(repo, revision)
@@ -130,7 +134,11 @@ def _from_hub(prefix: str, repo: str, revision: str | None) -> Path:
 
 
 def _download(hub: Hub, repo: str, revision: str | None, wanted: Sequence[HubFile], source: str) -> Path:
-    """Download the files, and those that are damaged once more."""
+    """Download the files; damaged ones are downloaded once more.
+
+    Raises:
+        ModelError: a file is still missing or damaged.
+    """
     names = [file.name for file in wanted]
     folder = hub.download(repo, revision, names)
     try:
@@ -143,7 +151,11 @@ def _download(hub: Hub, repo: str, revision: str | None, wanted: Sequence[HubFil
 
 
 def _offline(prefix: str, repo: str, revision: str | None, source: str) -> Path:
-    """The local copy: a folder that was verified, or a complete one that another tool downloaded."""
+    """Return the local copy: a folder that was verified, or a complete one that another tool downloaded.
+
+    Raises:
+        ModelError: there is no complete copy.
+    """
     record = _read_record(source)
     if record is not None and _is_whole(record, source):
         log.warning("%s: the hub is out of reach; using the verified copy in %s", source, record.folder)
@@ -168,12 +180,12 @@ def _unreachable(prefix: str, source: str, remark: str, cause: Exception | None 
 
 
 def _reachable(prefix: str) -> bool:
-    """Whether the hub answers within REACH_SECONDS; the proxies of the environment are used."""
+    """Whether the hub answers within REACH_SECONDS, through the proxies of the environment if it sets some."""
     if HUBS[prefix].offline():
         return False
     answered, urls = threading.Event(), HUBS[prefix].endpoints()
     threads = [threading.Thread(target=_knock, args=(url, answered), daemon=True) for url in urls]
-    for thread in threads:  # in threads, since a name look-up has no timeout
+    for thread in threads:  # threads are used, since a name look-up has no timeout
         thread.start()
     deadline = time.monotonic() + REACH_SECONDS
     while any(thread.is_alive() for thread in threads) and not answered.is_set() and time.monotonic() < deadline:
@@ -186,16 +198,20 @@ def _knock(url: str, answered: threading.Event) -> None:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS):
             answered.set()
     except urllib.error.HTTPError:
-        answered.set()  # a refusal is an answer
+        answered.set()  # an HTTP error is an answer too
     except urllib.error.URLError as error:
         if "CERTIFICATE" in str(error.reason):
-            answered.set()  # it is there; the SDK may have other certificates than we have, and reports its own errors
+            answered.set()  # the hub is there; its SDK may have other certificates, and reports its own errors
     except (OSError, ValueError, http.client.HTTPException) as error:
         log.debug("%s: %s", url, error)
 
 
 def _wanted(files: Sequence[HubFile], source: str) -> tuple[HubFile, ...]:
-    """The files to download; a model that could not be used is refused before the download."""
+    """Return the files to download.
+
+    Raises:
+        ModelError: the model could not be used, so that it is not downloaded.
+    """
     top = [file for file in files if "/" not in file.name]
     _check_names({file.name for file in top}, source)
     wanted = (file for file in top if file.name.endswith(WANTED) and not file.name.startswith(UNWANTED))
@@ -209,7 +225,7 @@ def _verify(folder: Path, files: Sequence[HubFile], source: str) -> None:
     wrong = _damaged(folder, files)
     for name in wrong:
         path = folder / name
-        for copy in {path.resolve(), path}:  # in Hugging Face's cache a link and the blob that it names
+        for copy in {path.resolve(), path}:  # Hugging Face's cache has a link, and the file that it points to
             copy.unlink(missing_ok=True)
     if wrong:
         damage = "; ".join(wrong.values())
@@ -217,7 +233,7 @@ def _verify(folder: Path, files: Sequence[HubFile], source: str) -> None:
 
 
 def _damaged(folder: Path, files: Sequence[HubFile]) -> dict[str, str]:
-    """A sentence on each file whose hash is not the listed one, by name."""
+    """Return a sentence on each file whose hash differs from the listed one, by the name of the file."""
     hashes = hash_files(folder, [file.name for file in files if file.sha256], anew=True)
     hashes |= {file.name: _git_oid(folder / file.name) for file in files if file.git_oid and not file.sha256}
     wrong = {}
@@ -238,7 +254,7 @@ def _git_oid(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A verified folder, the listing and commit that it matched, and the times of the last changes of its files."""
+    """A verified folder: the files and the commit that the hub listed, and when each file was last changed (ns)."""
 
     folder: Path
     files: tuple[HubFile, ...]
@@ -247,7 +263,10 @@ class Record:
 
 
 def _is_whole(record: Record, source: str) -> bool:
-    """Whether every file is as it was when verified: by size and time of change, or else, once, by its hash."""
+    """Whether every file is as it was when it was verified.
+
+    Size and time of the last change are compared. If a time differs, the hashes are compared, and the times recorded.
+    """
     folder, files = record.folder, record.files
     paths = [(folder / file.name, file.size) for file in files]
     if not all(path.is_file() and path.stat().st_size == size for path, size in paths):
@@ -264,7 +283,7 @@ def _times(folder: Path, files: Sequence[HubFile]) -> tuple[int, ...]:
 
 
 def _record_path(source: str) -> Path:
-    """The record of a source in one hub cache; another cache, such as another user's, has another record."""
+    """Return the path of the record of a source; each hub cache, such as that of another user, has its own record."""
     where = "|".join([source, *(os.environ.get(name, "") for name in CACHE_VARIABLES)])
     return bundled.cache_root() / "hub" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
 
@@ -275,11 +294,11 @@ def _read_record(source: str) -> Record | None:
         files = tuple(HubFile(**file) for file in data["files"])
         return Record(Path(data["folder"]), files, tuple(data["times"]), data["commit"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # missing, or of a download that has not ended
+        return None  # there is no record, or its download has not ended
 
 
 def _write_record(source: str, record: Record | None) -> None:
-    """Record that `source` is complete, or (None) that its download has begun."""
+    """Record that `source` is complete; with None, record that its download has begun."""
     data: dict[str, object] = {"source": source}
     if record is not None:
         files = [{key: getattr(file, key) for key in HubFile.__slots__} for file in record.files]
@@ -293,7 +312,11 @@ def _write_record(source: str, record: Record | None) -> None:
 
 
 def _check_folder(folder: Path, source: str) -> Path:
-    """`folder`, if it holds a complete model in safetensors."""
+    """Return `folder` if it holds a complete model in safetensors.
+
+    Raises:
+        ModelError: it does not.
+    """
     if not folder.exists():
         hint = f"; for the model of that name on a hub write modelscope:{source} or hf:{source}"
         hint = hint if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) else "; give an existing folder"
@@ -301,7 +324,7 @@ def _check_folder(folder: Path, source: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"model source {source!r} is a file; give the folder that holds config.json and safetensors")
     _check_names({path.name for path in folder.iterdir()}, source)
-    if (folder / "adapter_config.json").exists():  # transformers would load the adapter, onto a base that it names
+    if (folder / "adapter_config.json").exists():  # transformers would load the adapter and the base that it names
         raise ModelError(
             f"{source}: holds a model and an adapter_config.json, so that either could be meant; move the adapter "
             "to a folder of its own"
@@ -312,7 +335,9 @@ def _check_folder(folder: Path, source: str) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder: those of its index, and `model.safetensors`; without both, all.
+    """Return the safetensors files of a model folder: those of its index, and `model.safetensors`.
+
+    If the folder has neither, all its safetensors files are returned.
 
     Raises:
         ModelError: the index of the shards is damaged.
@@ -336,7 +361,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def count_weights(folder: Path) -> int:
-    """Return how many weights the safetensors files of a model folder hold, from their headers."""
+    """Return the number of weights in the safetensors files of a model folder, by their headers."""
     total = 0
     for shard in weight_files(folder):
         with shard.open("rb") as file:
@@ -361,7 +386,11 @@ def _check_names(names: set[str], source: str) -> None:
 
 
 def _check_shard(shard: Path) -> None:
-    """Check that a shard exists and has the length that its header implies."""
+    """Check that a shard exists and has the length that its header implies.
+
+    Raises:
+        ModelError: the shard is missing, damaged, or cut short.
+    """
     if not shard.is_file():
         raise ModelError(f"{shard}: this shard of the index is missing; copy or download the model again")
     size = shard.stat().st_size

@@ -1,11 +1,12 @@
-"""The head that reads entities: a score for every span of characters and every type, from one pass of the model.
+"""The span head: it computes a score for every span of characters and every type, from one pass of the model.
 
-A character is the hidden state of its token, its place in the token and its own frozen embedding, added up, through a
-GELU and a small convolution over the characters around it. Its span scores are those of Efficient GlobalPointer (Su et
-al., arXiv 2208.03054): one query and key with rotary positions for all types, plus for each type a score of the first
-and of the last character. Only spans of at most `longest` characters exist, as a band [characters, longest, types]. A
-type is made from the embedded name and description of its label, as GLiNER does (arXiv 2311.08526), and from weights of
-its own, so that few examples are enough. The head computes in float32.
+The feature of a character is computed from three inputs: the hidden state of its token, its place in the token, and its
+own frozen embedding. Their sum goes through a GELU and a small convolution over the neighbouring characters. The scores
+of spans are those of Efficient GlobalPointer (Su et al., arXiv 2208.03054): a query of the first and a key of the last
+character with rotary positions, the same for all types, plus for each type a score of the first and of the last
+character. Only spans of at most `longest` characters have scores, as a band [characters, longest, types]. The vector of
+a type is the sum of learnt weights and a projection of the embedded name and description of its label, as in GLiNER
+(arXiv 2311.08526), so that few examples are enough. The head computes in float32.
 """
 
 from __future__ import annotations
@@ -29,19 +30,29 @@ from spantune.models.interfaces import CausalLM
 from spantune.models.weights import few, require_finite
 
 HEAD_WEIGHTS, HEAD_CONFIG = "head.safetensors", "head.json"
-HEAD_NAME = "span_head"  # of the submodule of the model
-PLACES = 8  # a character further from an end of its token counts as this far
-POINTER_SIZE = 64  # of queries and keys, of all types together
-EDGE_SIZE = 64  # of the features that the type scores of first and last characters are made from
+HEAD_NAME = "span_head"  # the name of the head as a submodule of the model
+PLACES = 8  # distances from an end of the token are 0 to PLACES - 1; longer ones count as PLACES - 1
+POINTER_SIZE = 64  # the size of queries and keys, which all types share
+EDGE_SIZE = 64  # the size of the features for the scores of first and last characters
 ROTARY_BASE = 10_000.0
-TYPE_DIMENSIONS = {"types": 1, "bias": 0, "label_states": 0, "thresholds": 0}  # of the weights with an entry a type
-START_LOGIT = -4.0  # nearly every span is no entity
+TYPE_DIMENSIONS = {"types": 1, "bias": 0, "label_states": 0, "thresholds": 0}  # weights, and their dimension of types
+START_LOGIT = -4.0  # the bias of a new head, since nearly no span is an entity
 
 
 class HeadConfig(BaseModel):
-    """What a head was made for; saved as `head.json`.
+    """The configuration of a span head, which is saved as `head.json`.
 
-    `labels` are the codes of the types in order, `hidden` and `layers` the sizes of the model.
+    Attributes:
+        version: the version of this format.
+        labels: the codes of the labels; their order is that of the types.
+        hidden: the hidden size of the model.
+        layers: the number of layers of the model.
+        longest: the most characters of a span.
+        view: what a token attends to; like all following fields, as in the section `spans` of a recipe.
+        instruction: whether the instruction comes before each text.
+        size: the size of the features of a character.
+        convolution: the width of the convolution in characters; 0 for none.
+        types: whether types are made from the names of labels, or only learnt.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -59,13 +70,13 @@ class HeadConfig(BaseModel):
 
     @model_validator(mode="after")
     def _is_of_a_recipe(self) -> HeadConfig:
-        """Check the sizes as those of a recipe are checked."""
+        """Check the values in the same way as those of a recipe."""
         _ = self.settings
         return self
 
     @property
     def settings(self) -> config.Spans:
-        """The section `spans` of a recipe that makes such a head."""
+        """The section `spans` of a recipe for a head of this configuration."""
         return config.Spans.model_validate(self.model_dump(include=set(config.Spans.model_fields)))
 
 
@@ -73,9 +84,9 @@ class SpanHead(nn.Module):
     """Scores spans from the last hidden states of a model.
 
     Args:
-        head_config: its sizes and labels.
-        dropout: on the features of a character, in training.
-        label_states: the embeddings [types, hidden] that types are made from, with `types: names`; zeros when absent.
+        head_config: the sizes and labels of the head.
+        dropout: the dropout on the features of characters, in training.
+        label_states: with `types: names`, the embeddings [types, hidden] of the labels; None for zeros.
     """
 
     def __init__(self, head_config: HeadConfig, dropout: float = 0.0, label_states: Tensor | None = None):
@@ -99,18 +110,18 @@ class SpanHead(nn.Module):
         self.register_buffer("thresholds", torch.zeros(types))
 
     thresholds: Tensor
-    """The logit [types] from which on a span is an entity; chosen on dev."""
+    """[types], the lowest logit with which a span is an entity of each type; chosen on dev."""
     label_states: Tensor
 
     def forward(self, states: Tensor, own: Tensor, where: Band) -> Tensor:
-        """Return the logits [characters, width, types] of the spans of a pack.
+        """Return the logits [characters, width, types] of the spans of a pack, in float32.
 
-        `[c, o, t]` is that of the span from character c to character c + o, both included, for type t. Where the span
-        is not inside one text, the logit means nothing (see `Band.inside`).
+        The logit `[c, o, t]` is that of the span from character c to character c + o, both included, and type t. It has
+        no meaning if the span is not inside one text (see `Band.inside`).
 
         Args:
-            states: the last hidden state of the token of each character [characters, hidden], of any type.
-            own: the frozen embedding of each character by itself [characters, hidden], of any type.
+            states: [characters, hidden], the last hidden state of the token of each character, in any float type.
+            own: [characters, hidden], the frozen embedding of each character by itself, in any float type.
             where: the places of the characters.
         """
         with torch.autocast(states.device.type, enabled=False):
@@ -122,7 +133,7 @@ class SpanHead(nn.Module):
             return pointed[:, :, None] + first[:, None] + ends + self.bias
 
     def _features(self, states: Tensor, own: Tensor, where: Band) -> Tensor:
-        """Return the features [characters, size]; those of the gaps between texts are 0 before the convolution."""
+        """Return the features [characters, size]; in the gaps between texts they are 0 before the convolution."""
         added = self.state(self.norm(states)) + self.own(layer_norm(own, own.shape[-1:]))
         added = added + self.before(where.before) + self.after(where.after)
         features = gelu(added) * where.is_text[:, None]
@@ -133,13 +144,16 @@ class SpanHead(nn.Module):
 
     @staticmethod
     def _convolved(features: Tensor, convolution: nn.Conv1d) -> Tensor:
-        """Return a convolution over characters as one product in float32, for which cuDNN would use TF32."""
+        """Return the convolution over characters [characters, size], computed as one product in float32.
+
+        cuDNN would compute it in TF32.
+        """
         (width,) = convolution.kernel_size
         around = pad(features, (0, 0, width // 2, width // 2)).unfold(0, width, 1)
         return linear(around.flatten(1), convolution.weight.flatten(1), convolution.bias)
 
     def _edge_scores(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scores [characters, types] of being the first, and the last, character of each type."""
+        """Return two tensors [characters, types]: the scores of first characters, and those of last characters."""
         types: Tensor = self.types
         if self.names is not None:
             named = self.names(layer_norm(self.label_states, self.label_states.shape[-1:]))
@@ -148,19 +162,24 @@ class SpanHead(nn.Module):
         return first @ types[0].T / math.sqrt(EDGE_SIZE), last @ types[1].T / math.sqrt(EDGE_SIZE)
 
     def set_thresholds(self, overall: float, labels: Mapping[str, float]) -> None:
-        """Store the probabilities from which on a span is an entity: for all types, and for some of them."""
+        """Set the thresholds.
+
+        Args:
+            overall: the lowest probability with which a span is an entity, for all labels that are not in `labels`.
+            labels: the same for single labels, by code.
+        """
         values = torch.tensor([labels.get(code, overall) for code in self.config.labels], dtype=torch.float64)
         self.thresholds.copy_(torch.logit(values, eps=1e-6))
 
 
 class Band:
-    """Where the characters of a pack are: all texts one after another, with a gap of zeros between two.
+    """The places of the characters of a pack: all texts one after another, with a gap of zeros between two texts.
 
     Args:
-        place: of each character in its text; 0 in gaps; all four are long [characters].
-        before: characters of its token before it.
-        after: characters of its token after it.
-        room: how many spans begin at it: those that end in its text; 0 in gaps.
+        place: [characters] long, the index of each character in its text; 0 in gaps.
+        before: [characters] long, the number of characters of its token before it.
+        after: [characters] long, the number of characters of its token after it.
+        room: [characters] long, the number of spans that begin at the character and end in its text; 0 in gaps.
         width: the most characters of a span.
     """
 
@@ -171,22 +190,28 @@ class Band:
 
     @property
     def inside(self) -> Tensor:
-        """Which spans are inside one text: bool [characters, width]."""
+        """Whether each span is inside one text: bool [characters, width]."""
         return torch.arange(self.width, device=self.room.device)[None] < self.room[:, None]
 
 
 def band(query: Tensor, key: Tensor, width: int) -> Tensor:
-    """Return the products [rows, width] of each row of `query` with the rows of `key` from the same one on.
+    """Return the products [rows, width] of each row of `query` with `width` rows of `key`.
 
-    Both are [rows, size]; products with rows after the last are 0. Computed in blocks of `width` rows, so that the cost
-    is linear in the rows.
+    Entry [i, o] is the product of row i of `query` with row i + o of `key`; it is 0 if `key` has no such row. The rows
+    are computed in blocks of `width` rows, so that the cost grows linearly with their number.
+
+    Args:
+        query: [rows, size].
+        key: [rows, size].
+        width: the number of rows of `key` for each row of `query`.
     """
     rows = len(query)
     blocks = -(-rows // width)
     queries = pad(query, (0, 0, 0, blocks * width - rows)).view(blocks, width, -1)
     keys = pad(key, (0, 0, 0, (blocks + 1) * width - rows)).view(blocks + 1, width, -1)
     products = queries @ torch.cat((keys[:-1], keys[1:]), dim=1).transpose(1, 2)
-    # row i of a block needs the columns i to i + width - 1: in rows that are longer by one, these are the first ones
+    # Row i of a block needs the columns i to i + width - 1. If the same numbers are viewed in rows that are longer by
+    # one, these are the first `width` columns of row i.
     skewed = pad(products.flatten(1), (0, width)).view(blocks, width, 2 * width + 1)
     return skewed[:, :, :width].reshape(blocks * width, width)[:rows]
 
@@ -194,7 +219,7 @@ def band(query: Tensor, key: Tensor, width: int) -> Tensor:
 def _rotated(features: Tensor, place: Tensor) -> Tensor:
     """Rotate each pair of features [characters, size] by an angle that grows with the place (RoPE).
 
-    Angles are in float64: in float32 those of the 100,000th character would be wrong by up to 0.4 %.
+    The angles are computed in float64: in float32 those of the 100,000th character would be wrong by up to 0.4 %.
     """
     size = features.shape[-1]
     steps = torch.arange(0, size, 2, device=features.device, dtype=torch.float64)
@@ -205,13 +230,15 @@ def _rotated(features: Tensor, place: Tensor) -> Tensor:
 
 
 def make_head(model: CausalLM, tokenizer: Tokenizer, task: TaskSpec, settings: config.Spans) -> SpanHead:
-    """Make an untrained head for a model, on its device; a seed set before decides its weights.
+    """Make an untrained head for a model, on the model's device.
+
+    Its weights are drawn from torch's global random numbers, so that a seed that was set before decides them.
 
     Args:
-        model: the causal LM whose states it reads.
+        model: the causal LM whose hidden states the head reads.
         tokenizer: encodes the names of the labels.
-        task: its labels are the types.
-        settings: the recipe's section `spans`, with `longest` filled.
+        task: the task, whose labels are the types.
+        settings: the recipe's section `spans`, with `longest` filled in.
     """
     base = causal_lm(model)
     states = _label_states(base, tokenizer, task) if settings.types == "names" else None
@@ -219,7 +246,7 @@ def make_head(model: CausalLM, tokenizer: Tokenizer, task: TaskSpec, settings: c
 
 
 def head_weights(model: CausalLM, task: TaskSpec, settings: config.Spans) -> int:
-    """Count the weights of the head that `make_head` would make for a model, which may be on the meta device."""
+    """Return the number of weights of the head that `make_head` makes for a model, which may be on the meta device."""
     with torch.device("meta"):
         head = SpanHead(_head_config(causal_lm(model), task, settings))
     return sum(weight.numel() for weight in head.parameters())
@@ -247,27 +274,27 @@ def _label_states(model: CausalLM, tokenizer: Tokenizer, task: TaskSpec) -> Tens
         text = f"{label.name or label.code} {label.description}".strip()
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         states = table[torch.tensor(ids, dtype=torch.long, device=table.device)].detach().float()
-        rows.append(states.mean(0) if ids else states.new_zeros(table.shape[1]))  # a name of spaces only
+        rows.append(states.mean(0) if ids else states.new_zeros(table.shape[1]))  # a name of spaces only has no tokens
     return torch.stack(rows)
 
 
 def attach_head(model: CausalLM, head: SpanHead) -> None:
-    """Make `head` a part of `model`, so that it is trained, saved and moved with it."""
+    """Make `head` a submodule of `model`, so that it is trained, saved and moved together with the model."""
     model.add_module(HEAD_NAME, head)
 
 
 def head_of(model: CausalLM) -> SpanHead | None:
-    """Return the head of a model; None where it has none."""
+    """Return the span head of a model; None if it has none."""
     head = getattr(model, HEAD_NAME, None)
     assert head is None or isinstance(head, SpanHead)
     return head
 
 
 def require_head(model: CausalLM) -> SpanHead:
-    """Return the head of a model that must have one.
+    """Return the span head of a model that must have one.
 
     Raises:
-        ModelError: it has none.
+        ModelError: the model has no span head.
     """
     head = head_of(model)
     if head is None:
@@ -276,7 +303,7 @@ def require_head(model: CausalLM) -> SpanHead:
 
 
 def save_head(head: SpanHead, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write `head.safetensors` and `head.json` into `folder`; `weights`, where given, instead of the head's own."""
+    """Write `head.safetensors` and `head.json` into `folder`; `weights` replaces weights of the head, by name."""
     from safetensors.torch import save_file
 
     state = head.state_dict() | dict(weights or {})
@@ -288,17 +315,17 @@ def copy_head(folder: Path, target: Path) -> None:
     """Copy the files of the head in `folder` into the folder `target`.
 
     Raises:
-        OSError: the disk refuses it.
+        OSError: a file cannot be read, or the disk refuses it.
     """
     for name in (HEAD_CONFIG, HEAD_WEIGHTS):
         shutil.copyfile(folder / name, target / name)
 
 
 def load_head(model: CausalLM, folder: Path, task: TaskSpec) -> SpanHead:
-    """Read the head in `folder`, and attach it to `model`, on its device.
+    """Read the head in `folder`, attach it to `model` on the model's device, and return it.
 
     Raises:
-        ModelError: there is none, it is damaged, or it was made for other labels or for another model.
+        ModelError: `folder` has no head, or it is damaged, or was made for other labels or for another model.
     """
     head = SpanHead(read_head_config(folder, task))
     base = causal_lm(model).config
@@ -314,10 +341,13 @@ def load_head(model: CausalLM, folder: Path, task: TaskSpec) -> SpanHead:
 
 
 def check_head_files(folder: Path, task: TaskSpec) -> None:
-    """Check, before a model is loaded, that what is trained in `folder` has a head where `task` is answered by reading.
+    """Check that the run in `folder` has a head if `task` is answered by reading, and none if it is not.
+
+    It is called before the model is loaded.
 
     Raises:
-        ModelError: as `read_head_config`; or there is a head, and `task` is answered by writing.
+        ModelError: the head is missing or damaged, has other labels than `task`, or is there although `task` is
+            answered by writing.
     """
     if task.reads:
         read_head_config(folder, task)
@@ -329,7 +359,7 @@ def check_head_files(folder: Path, task: TaskSpec) -> None:
 
 
 def read_head_config(folder: Path, task: TaskSpec) -> HeadConfig:
-    """Return what the head in `folder` was made for.
+    """Return the configuration of the head in `folder`.
 
     Raises:
         ModelError: there is no head, its configuration is damaged, or its labels are not those of `task`.
@@ -361,13 +391,13 @@ def _read_config(folder: Path) -> HeadConfig:
 
 
 def load_head_weights(head: SpanHead, folder: Path) -> None:
-    """Give a head the weights that are saved in `folder`.
+    """Load the weights that are saved in `folder` into a head.
 
-    Of a head of fewer labels, or of the same in another order, each label gets its own, and the others stay as they
-    are.
+    The saved head may have fewer labels, or the same labels in another order. Then the weights of each label are found
+    by its code, and labels that the saved head lacks keep their weights.
 
     Raises:
-        ModelError: they are absent, damaged or not finite, or are those of another head.
+        ModelError: the weights are missing, damaged or not finite, or are those of another head.
     """
     from safetensors.torch import load_file
 
@@ -387,7 +417,13 @@ def load_head_weights(head: SpanHead, folder: Path) -> None:
 
 
 def _by_label(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], places: list[int]) -> dict[str, Tensor]:
-    """The weights of a head whose label number `places[i]` is number i of `weights`; other labels are as in `own`."""
+    """Return weights for a head with further labels, or labels in another order.
+
+    Args:
+        weights: the saved weights, by name.
+        own: the weights of the head, which labels without saved weights keep.
+        places: for each label of `weights`, its index among the labels of the head.
+    """
     moved = dict(weights)
     for name, dimension in TYPE_DIMENSIONS.items():
         if name in weights and name in own and weights[name].shape[dimension] == len(places):

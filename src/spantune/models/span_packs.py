@@ -1,10 +1,10 @@
-"""Packs of texts that are read: the tokens of several examples in one sequence, and where their characters are.
+"""Packs for reading spans: the tokens of several examples in one sequence, and their characters in another one.
 
     tokens      [prefix][text 1][text 2]…
     characters  [characters of 1] gap [characters of 2]…
 
-Positions restart after the prefix, and a token attends to the prefix and to its own example, as in the packs that are
-written. The gap is half as wide as the convolution of the head, so that no text sees another one.
+The positions of each example begin after the prefix, and a token attends to the prefix and to its own example, as in
+packs for writing. The gap is half as wide as the head's convolution, so that no text influences another one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from spantune.models.span_head import Band, require_head
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Return a tensor, or the values of a mapping, on `device`; anything else as it is.
+    """Return a tensor, or a mapping with its tensors, on `device`; any other value is returned unchanged.
 
-    To a GPU the copy waits in the order of its work, and the host does not wait for it.
+    A copy to a GPU is queued there; the host does not wait for it.
     """
     if isinstance(value, Mapping):
         return {name: moved(inner, device) for name, inner in value.items()}
@@ -40,13 +40,25 @@ def moved(value: Any, device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class SpanPack:
-    """A pack as tensors, all of type long.
+    """A pack as tensors of type long. `characters` counts the characters of all texts and the gaps between them.
 
-    `ids`, `positions`, `owner` and `reach` are [tokens]; `reach` is None where tokens are in causal order. `token` (the
-    index of a character's token), `before`, `after`, `own`, `place` and `room` are [characters], see `Band`. `starts`
-    [examples] is the index of the first character of each example, and `grid` [examples, longest text] that of each
-    character, with the number of characters behind the last one. `gold` [entities, 3] are first character, last minus
-    first, and type. `width` is the most characters of a span, and `spans` are the fields of `Spans`.
+    Attributes:
+        ids: [tokens], the token ids.
+        positions: [tokens], the position of each token if the prefix and its example stood alone.
+        owner: [tokens], 0 for the prefix and 1, 2, … for the examples.
+        reach: [tokens], the last position that each token attends to; None in causal order.
+        token: [characters], the index of the character's token.
+        before: [characters], the number of characters of its token before it.
+        after: [characters], the number of characters of its token after it.
+        own: [characters], the token id of the character by itself.
+        place: [characters], the index of the character in its text; 0 in gaps.
+        room: [characters], the number of spans that begin at the character (see `Band`); 0 in gaps.
+        starts: [examples], the index of the first character of each example.
+        grid: [examples, longest text], the index of each character of each example; the number of `characters` where a
+            shorter text has no more of them.
+        gold: [entities, 3], the first character, the last one minus the first one, and the type of each gold entity.
+        width: the most characters of a span.
+        spans: the fields of `Spans`.
     """
 
     ids: Tensor
@@ -66,27 +78,31 @@ class SpanPack:
     spans: Mapping[str, Any]
 
     def to(self, device: torch.device) -> SpanPack:
-        """The same pack on `device`."""
+        """Return the same pack on `device`."""
         return SpanPack(**moved(vars(self), device))
 
     @property
     def band(self) -> Band:
-        """Where the characters are, for the head."""
+        """The places of the characters, which the head needs."""
         return Band(self.place, self.before, self.after, self.room, self.width)
 
 
 def pack_spans(
     examples: Sequence[SpanExample], prefix: Sequence[int], budget: int, settings: config.Spans
 ) -> list[SpanPack]:
-    """Make packs of at most `budget` tokens from examples that all begin with `prefix`.
+    """Make packs from examples that all begin with `prefix`.
 
-    `settings` are those of the head, with `longest` filled.
+    Args:
+        examples: the examples.
+        prefix: the token ids that all of them begin with; each pack holds them once.
+        budget: the maximum number of tokens in a pack.
+        settings: the settings of the head, with `longest` filled in.
     """
     return [layout_spans(group, prefix, settings) for group in grouped(examples, prefix, budget)]
 
 
 def layout_spans(examples: Sequence[SpanExample], prefix: Sequence[int], settings: config.Spans) -> SpanPack:
-    """Make one pack of `examples`, all of which begin with `prefix`."""
+    """Make one pack of `examples`, which all begin with `prefix`."""
     shared, gap = len(prefix), settings.convolution // 2
     longest_text = max(len(example.characters.token) for example in examples)
     width = max(1, min(config.filled(settings.longest), longest_text))
@@ -108,7 +124,7 @@ def layout_spans(examples: Sequence[SpanExample], prefix: Sequence[int], setting
         columns[4] += range(size)
         columns[5] += range(size, 0, -1)
         gold += [(start + first, last - first, label) for first, last, label in example.gold]
-    if not columns[0]:  # all texts are empty: one character that is in none of them, for the head to compute
+    if not columns[0]:  # all texts are empty: the head gets one character that belongs to no text
         columns = [[0] for _ in columns]
     token, before, after, own, place, room = (torch.tensor(column, dtype=torch.long) for column in columns)
     is_whole = settings.view == "whole"
@@ -132,7 +148,7 @@ def layout_spans(examples: Sequence[SpanExample], prefix: Sequence[int], setting
 
 
 def _grid(starts: Sequence[int], sizes: Sequence[int], none: int) -> Tensor:
-    """Return the index of each character of each example, and `none` behind the last one."""
+    """Return the index of each character of each example [examples, longest], and `none` after its last character."""
     places = torch.arange(max(1, *sizes))[None]
     index = torch.tensor(starts)[:, None] + places
     return index.masked_fill_(places >= torch.tensor(sizes)[:, None], none)
@@ -142,8 +158,8 @@ def span_logits(model: CausalLM, pack: SpanPack, dtype: torch.dtype) -> Tensor:
     """Return the logits [characters, width, types] of the spans of a pack, in float32 (see `SpanHead.forward`).
 
     Args:
-        model: a causal LM with a head, with or without PEFT adapters.
-        pack: the texts, on the model's device.
+        model: a causal LM with a span head, with or without PEFT adapters.
+        pack: the pack, on the model's device.
         dtype: the type that the model computes in.
     """
     base = causal_lm(model)

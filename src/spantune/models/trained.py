@@ -1,7 +1,6 @@
-"""What a run trains, saved to a folder and given back to a model: a LoRA adapter, or the model's own weights; and the
-head that reads spans, where the model has one.
+"""Saves and loads what a run trains: a LoRA adapter or the model's own weights, and the span head if there is one.
 
-Training, checkpoints, the best evaluation and extraction use these functions only, so that they need not know which.
+Training, checkpoints and extraction use only these functions, so they need not know which of these a run trains.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ from spantune.models.span_head import HEAD_NAME, SpanHead, attach_head, head_of,
 
 
 def save_trained(model: CausalLM, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write what is trained of `model` into `folder`.
+    """Write the trained weights of `model` into `folder`.
 
     Args:
         model: the model under training, as `attach` returned it.
         folder: an existing folder.
-        weights: what `copy_trained` returned earlier, which is written instead of the model's own weights.
+        weights: weights that `copy_trained` returned earlier, which are written instead of the model's own ones.
 
     Raises:
-        OSError, RuntimeError, SafetensorError: the disk refuses it.
+        OSError, RuntimeError, SafetensorError: the disk refuses the files.
     """
     head = head_of(model)
     if head is not None:
         save_head(head, folder, None if weights is None else _of_head(weights))
     if _is_adapted(model):
-        # PEFT would ask a hub whether the embeddings were trained
+        # Without save_embedding_layers=False PEFT would ask a hub whether the embeddings were trained.
         model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
     else:
         save_full(model, folder, weights)
 
 
 def copy_trained(model: CausalLM) -> dict[str, Tensor]:
-    """Return copies in CPU memory of what is trained of `model`, by name, to be given to `save_trained` later.
+    """Return copies of the trained weights of `model` in CPU memory, by name, for a later `save_trained`.
 
-    The buffers of a head, among them its thresholds, are copied too.
+    The buffers of a span head, such as its thresholds, are copied too.
     """
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     head = head_of(model)
@@ -53,10 +52,10 @@ def copy_trained(model: CausalLM) -> dict[str, Tensor]:
 
 
 def load_trained(model: CausalLM, folder: Path) -> None:
-    """Give `model`, under training, what `save_trained` has written into `folder`.
+    """Load the weights that `save_trained` has written into `folder` into `model`, which is under training.
 
     Raises:
-        ModelError: the folder holds nothing of the kind, something that is not finite, or that of another model.
+        ModelError: `folder` has no such weights, or they are damaged, not finite, or of another model.
     """
     trains_adapter = _is_adapted(model)
     if is_full(folder) == trains_adapter:
@@ -72,24 +71,38 @@ def load_trained(model: CausalLM, folder: Path) -> None:
 
 
 def load_adapter(model: CausalLM, folder: Path, merge: bool = False) -> CausalLM:
-    """Add what a run has trained to a base model, for extraction; an adapter is merged into its weights with `merge`.
+    """Load the trained weights in `folder` into a base model, for extraction; a span head is not loaded.
+
+    Args:
+        model: the base model, which is changed.
+        folder: the folder of the adapter, or of the weights of full fine-tuning.
+        merge: whether an adapter is merged into the model's weights.
 
     Raises:
-        ModelError: there is nothing trained in `folder`, it is damaged or not finite, or it is for another model.
+        ModelError: `folder` has no trained weights, or they are damaged, not finite, or of another model.
     """
     return load_full(model, folder) if is_full(folder) else adapter.load_adapter(model, folder, merge)
 
 
 def reload_trained(model: CausalLM, folder: Path, task: TaskSpec, *, merge: bool) -> CausalLM:
-    """Turn `model`, under training, into the model that extracts with what is saved in `folder`; see `open_trained`."""
+    """Turn `model`, which is under training, into the model that extracts with the weights in `folder`.
+
+    Arguments and errors are those of `open_trained`.
+    """
     return open_trained(model.unload() if _is_adapted(model) else model, folder, task, merge=merge)
 
 
 def open_trained(model: CausalLM, folder: Path, task: TaskSpec, *, merge: bool) -> CausalLM:
-    """Make of a base model the one that extracts with what is saved in `folder`, its head included.
+    """Turn a base model into the model that extracts with the weights in `folder`, its span head included.
+
+    Args:
+        model: the base model, which is changed.
+        folder: the folder of the trained weights.
+        task: the task of the run; its answer says whether there is a span head.
+        merge: whether an adapter is merged into the model's weights.
 
     Raises:
-        ModelError: as `load_adapter` and `load_head`.
+        ModelError: weights or head are missing, damaged, not finite, or of another model; or the head has other labels.
     """
     trained = load_adapter(model, folder, merge=merge)
     if task.reads:
@@ -98,24 +111,24 @@ def open_trained(model: CausalLM, folder: Path, task: TaskSpec, *, merge: bool) 
 
 
 def is_shareable(folder: Path) -> bool:
-    """Whether what is trained in `folder` can be added to a base model that others use too: an adapter can."""
+    """Whether several runs can share the base model of the run in `folder`, which is so with adapters."""
     return not is_full(folder)
 
 
 def open_together(
     model: CausalLM, trained: Sequence[tuple[Path, TaskSpec]]
 ) -> tuple[CausalLM, list[Callable[[], None]]]:
-    """Add what several runs have trained to one base model, and keep it apart.
+    """Add the adapters and heads of several runs to one base model, without merging.
 
     Args:
-        model: the base model.
-        trained: the folder and the task of each run; each `is_shareable`.
+        model: the base model, which is changed.
+        trained: the folder and the task of each run; `is_shareable` must hold for each folder.
 
     Returns:
-        The model, and for each run a function that lets it compute with that run's adapter and head from then on.
+        The model, and for each run a function. After it is called, the model computes with that run's adapter and head.
 
     Raises:
-        ModelError: as `open_trained`.
+        ModelError: an adapter or a head cannot be loaded; see `open_trained`.
     """
     together = adapter.load_adapters(model, [folder for folder, _ in trained])
     heads = [load_head(together, folder, task) if task.reads else None for folder, task in trained]
@@ -134,10 +147,10 @@ def open_together(
 
 
 def read_lora(folder: Path) -> config.Lora:
-    """Return the section `lora` by which what is trained in `folder` can be trained on.
+    """Return the section `lora` of a recipe that trains the weights in `folder` further.
 
     Raises:
-        ModelError: it is damaged, or an adapter has an alpha for single modules, with which no recipe can go on.
+        ModelError: the adapter is damaged, or has an alpha for single modules, which a recipe cannot state.
     """
     return config.Lora(full=True) if is_full(folder) else adapter.read_lora(folder)
 
@@ -150,6 +163,6 @@ def _is_adapted(model: CausalLM) -> bool:
 
 
 def _of_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the head among those of a model, by their names in the head."""
+    """Return the weights of the head among those of a model, by their names in the head."""
     prefix = f"{HEAD_NAME}."
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}

@@ -1,8 +1,8 @@
-"""Whether the weights of a checkpoint or an adapter are all there, of the right shapes, and finite.
+"""Checks that the weights of a model or an adapter are complete, of the right shapes, and finite.
 
-transformers fills a weight that a checkpoint lacks with random numbers, and computes with NaN without a word; here both
-are errors that name the weights. The files of a base model are searched for NaN and infinity once, and again when they
-change, since quantisation would hide them.
+If a weight is missing from a file, transformers fills it with random numbers; if a weight is NaN, it computes with it.
+Here both are errors that name the weights. The files of a base model are searched for NaN and infinity before they are
+loaded, since quantisation would hide them; an unchanged file is searched once only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spantune.models.hashes import read_once
 
 
 class LoadingInfo(TypedDict):
-    """What transformers reports of a model that it loaded: names of weights, and for `mismatched_keys` both shapes."""
+    """The report of transformers on a model that it loaded: names of weights, and for `mismatched_keys` both shapes."""
 
     missing_keys: Collection[str]
     unexpected_keys: Collection[str]
@@ -29,20 +29,20 @@ class LoadingInfo(TypedDict):
 
 
 NAMED = 3
-"""How many weights an error names; the others are counted."""
+"""The number of weights that an error names; further ones are only counted."""
 REMEMBERED = 100
-"""How many names of a file's weights are remembered at most."""
+"""The most names of weights that are remembered for a file."""
 
 log = logging.getLogger(__name__)
 
 
 def require_complete(folder: Path, loading_info: LoadingInfo, *, extra_allowed: bool) -> None:
-    """Check what transformers reported when it loaded the weights of `folder`, without those that it may ignore.
+    """Check the report of transformers on the weights that it loaded from `folder`.
 
     Args:
         folder: the model folder.
-        loading_info: of `from_pretrained(…, output_loading_info=True)`.
-        extra_allowed: log the weights that the model has no place for, instead of refusing them.
+        loading_info: the report of `from_pretrained(…, output_loading_info=True)`.
+        extra_allowed: whether weights without a place in the model are logged instead of refused.
 
     Raises:
         ModelError: weights are missing, of another shape, or without a place in the model.
@@ -67,7 +67,9 @@ def require_complete(folder: Path, loading_info: LoadingInfo, *, extra_allowed: 
 
 
 def require_finite_files(folder: Path, shards: Iterable[Path]) -> None:
-    """Check that every number in the safetensors files `shards` of `folder` is finite; an unchanged file is read once.
+    """Check that every number in the safetensors files `shards` of `folder` is finite.
+
+    The result is remembered, so that an unchanged file is not read again.
 
     Raises:
         ModelError: a weight holds NaN or infinity, or a file cannot be read.
@@ -79,7 +81,7 @@ def require_finite_files(folder: Path, shards: Iterable[Path]) -> None:
 
 
 def require_finite(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Check that every number in the `weights` of the adapter in `folder` is finite.
+    """Check that every number in `weights`, which were read from the adapter or head in `folder`, is finite.
 
     Raises:
         ModelError: a weight holds NaN or infinity.
@@ -92,7 +94,7 @@ def require_finite(folder: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def first_difference(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    """Say in which names, or else in which shapes, stored weights differ from a model's own; None where in neither."""
+    """Return a sentence on how stored weights differ from a model's own, in names or shapes; None if they do not."""
     if stored.keys() != own.keys():
         return f"weights are in one and not in the other: {few(stored.keys() ^ own.keys())}"
     shapes = ((name, list(weight.shape), list(own[name].shape)) for name, weight in stored.items())
@@ -101,14 +103,14 @@ def first_difference(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
 
 
 def few(names: Iterable[str]) -> str:
-    """The first names in order, and how many more there are; an empty string for none."""
+    """Return the first NAMED names in alphabetical order, and how many more there are; "" without names."""
     listed = sorted(names)
     more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
     return ", ".join(listed[:NAMED]) + more
 
 
 def _non_finite_in(path: Path) -> str:
-    """The names of the weights in a safetensors file that hold NaN or infinity, one a line."""
+    """Return the names of the weights in a safetensors file that hold NaN or infinity, one per line."""
     from safetensors import safe_open
 
     with foreign(path, "the weights cannot be read", "download it again"), safe_open(path, framework="pt") as file:
@@ -117,7 +119,7 @@ def _non_finite_in(path: Path) -> str:
 
 
 def _is_finite(weight: Tensor) -> bool:
-    """Whether every number is finite; least and greatest are found in one pass over the memory, and pass NaN on."""
+    """Whether every number is finite; only the minimum and the maximum are tested, which are NaN if a number is NaN."""
     if not weight.is_floating_point() or not weight.numel():
         return True
     if weight.element_size() == 1:  # FP8 has no comparisons

@@ -1,1 +1,1 @@
-"""Attention and linear products that are written for packs, decoded rows and LoRA."""
+"""Kernels: attention of packs and of decoded rows, linear layers with LoRA, and gated MLPs."""

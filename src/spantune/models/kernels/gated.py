@@ -1,12 +1,14 @@
 """A gated MLP over frozen weights with LoRA as one operator: down(silu(gate(x)) * up(x)), and its backward pass.
 
-    raw      [rows, 2 size]  gate and up as one wide product, without LoRA's update
+    raw      [rows, 2 size]  the wide product: gate and up, without LoRA's update
     hidden   [rows, size]    silu(gate) * up
 
-What lies between the two products is one pass over memory in either direction: updates are added where the product is
-read next, and the rows' scales for FP8 are found on the way. The wide product's output is what a layer holds most of;
-for backward it is computed again, or kept in 8 bits with a scale for each row and 128 columns, or kept as it is.
-On a GPU by Triton (`gated_triton`), elsewhere by what is written here, which is also what checks it.
+Between the two products memory is read and written once in each direction: LoRA's updates are added when the product is
+read, and the scales of the rows for FP8 are found at the same time. `raw` is the largest tensor of a layer. For the
+backward pass it is recomputed, or kept in 8 bits with a scale for each row and 128 columns, or kept unchanged.
+
+On a GPU these operations are Triton kernels (`gated_triton`). Elsewhere the plain functions of this module compute
+them; the kernels are checked against these functions.
 """
 
 from __future__ import annotations
@@ -20,19 +22,26 @@ from torch.nn.functional import pad
 from spantune.models.kernels.lora_linear import FP8, LIBRARY, product, quantize
 
 COLUMNS = 128
-"""Columns that share a scale where the wide product is kept in 8 bits."""
+"""The number of columns of a row that share a scale, if the wide product is kept in 8 bits."""
 AGAIN, EIGHT, WHOLE = 0, 8, 16
-"""What backward gets of the wide product: nothing, so that it is computed again, or so many bits of each number."""
+"""What is kept of the wide product for the backward pass: nothing (it is recomputed), 8 bits per number, or all."""
 
 
 EIGHT_BITS = (8, 9)
-"""The first generation of GPUs that has e4m3 numbers."""
+"""The lowest compute capability of a GPU that has e4m3 numbers."""
 KERNEL_ERROR = 0.02
-"""The largest relative error with which the kernels are used; a few numbers may round to another one in 8 bits."""
+"""The kernels are used up to this relative error; a few numbers may be rounded differently in 8 bits."""
 
 
 class Weights(NamedTuple):
-    """A frozen weight [out, in], its scale [out] where it is e4m3, and its adapter: down [rank, in], up [out, rank]."""
+    """A frozen weight with its adapter.
+
+    Attributes:
+        weight: [out, in], frozen; e4m3 if `scale` is given.
+        scale: [out] float32, the scales of an e4m3 weight; else None.
+        down: [rank, in], LoRA's A multiplied by the adapter's scale.
+        up: [out, rank], LoRA's B.
+    """
 
     weight: Tensor
     scale: Tensor | None
@@ -41,13 +50,13 @@ class Weights(NamedTuple):
 
 
 def gated_mlp(rows: Tensor, wide: Weights, narrow: Weights, keeps: int) -> Tensor:
-    """Return the MLP of `rows` [n, in], with gradients for rows and adapters.
+    """Return the MLP applied to `rows`, [n, out], with gradients for rows and adapters.
 
     Args:
-        rows: the inputs, in the type that is computed in.
-        wide: gate above up: [2 size, in].
-        narrow: [out, size].
-        keeps: AGAIN, EIGHT or WHOLE.
+        rows: [n, in], the inputs, in the type that is computed in.
+        wide: the layer [2 size, in] whose first half of outputs is gate and whose second half is up.
+        narrow: the layer [out, size] of down.
+        keeps: AGAIN, EIGHT or WHOLE: what is kept of the wide product for the backward pass.
     """
     left, row_scale = (None, None) if wide.scale is None else quantize(rows.detach())
     return torch.ops.spantune.gated_mlp(rows, left, row_scale, *wide, *narrow, keeps)[0]  # type: ignore[no-any-return]
@@ -70,7 +79,12 @@ def _forward(
     narrow_up: Tensor,
     keeps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The output, both low-rank inputs of the updates, and what is kept of the wide product, with its scales."""
+    """Compute the MLP.
+
+    Returns:
+        The output [n, out]; the low-rank products of both layers, [n, rank] each; what is kept of the wide product; and
+        its scales. The last two are empty if nothing is kept.
+    """
     low = rows @ wide_down.t()
     raw = _wide(rows, left, row_scale, wide, wide_scale)
     kept = raw.new_empty((0, raw.shape[1])), raw.new_empty((0, 0), dtype=torch.float32)
@@ -139,10 +153,10 @@ def _backward(
     scales: Tensor,
     keeps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of the rows and of the adapters: wide down and up, narrow down and up."""
+    """Return the gradients of the rows, and of down and up of the wide and then of the narrow layer's adapter."""
     of_inner_low = dy @ narrow_up
     of_narrow_up = dy.t() @ inner_low
-    hidden = _of_inputs(dy, eight, dy_scale, narrow, None, None)  # first its gradient, then itself
+    hidden = _of_inputs(dy, eight, dy_scale, narrow, None, None)  # its gradient; _differentiated replaces it by hidden
     raw = kept if keeps else _wide(rows, left, row_scale, wide, wide_scale)
     gradient = torch.empty_like(raw, dtype=rows.dtype) if keeps else raw
     inputs = (kept, scales) if keeps == EIGHT else (raw, low, wide_up)
@@ -166,14 +180,23 @@ def _gradient_shapes(
 
 
 def _wide(rows: Tensor, left: Tensor | None, row_scale: Tensor | None, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """The wide product without its update."""
+    """Return the wide product without LoRA's update."""
     return product(rows if left is None else left, weight, None, None, row_scale, scale, rows.dtype)
 
 
 def _of_inputs(
     dy: Tensor, eight: Tensor | None, scale: Tensor | None, weight: Tensor, low: Tensor | None, up: Tensor | None
 ) -> Tensor:
-    """dy [n, out], or its e4m3 numbers, times `weight` [out, in], plus `low` @ up.T."""
+    """Return the gradient of the inputs of a layer: dy @ weight, plus low @ up.T if these are given.
+
+    Args:
+        dy: [n, out], the gradient of the outputs.
+        eight: the same in e4m3, which is multiplied instead; None for a weight that is not e4m3.
+        scale: [n, 1], the scales of `eight`.
+        weight: [out, in].
+        low: [n, rank].
+        up: [in, rank].
+    """
     if eight is None:
         return product(dy, weight.t(), low, up, None, None, dy.dtype)
     turned, ones = torch.ops.spantune.turned(weight), torch.ones(weight.shape[1], device=dy.device)
@@ -184,7 +207,14 @@ def _of_inputs(
 
 
 def _activated(raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """The hidden state [rows, size], and numbers [rows, n] whose largest is the row's; `kept` is filled."""
+    """Return `hidden` [rows, size], and numbers [rows, n] whose maximum is the largest magnitude of the row.
+
+    Args:
+        raw: [rows, 2 size], the wide product without its update.
+        low: [rows, rank], the low-rank product of the wide layer.
+        up: [2 size, rank], the up of the wide layer's adapter.
+        kept: the 8-bit copy of the wide product and its scales, which are filled; None for no copy.
+    """
     if raw.is_cuda:
         from spantune.models.kernels.gated_triton import activated
 
@@ -195,7 +225,7 @@ def _activated(raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor]
 def activated_plainly(
     raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """What `gated_triton.activated` computes, in plain torch."""
+    """Compute the same as `gated_triton.activated`, in plain torch."""
     whole = raw.float() + low.float() @ up.float().t()
     gate, other = whole.chunk(2, 1)
     if kept is not None:
@@ -210,7 +240,18 @@ def activated_plainly(
 def _differentiated(
     inputs: tuple[Tensor, ...], grad: tuple[Tensor, Tensor, Tensor], scale: Tensor | None, into: Tensor
 ) -> Tensor:
-    """Write the gradient of gate and up, and the hidden state over its gradient; returns numbers as `_activated`."""
+    """Write the gradient of the wide product to `into`, and replace the gradient of `hidden` by `hidden`.
+
+    Args:
+        inputs: the wide product: (raw, low, up), or what was kept of it: (8-bit copy, scales).
+        grad: the gradient of `hidden` without its update [rows, size], which is overwritten; and its update, as low
+            [rows, rank] and down [rank, size].
+        scale: [2 size], the factors on the gradient before it is quantised; None for 1.
+        into: [rows, 2 size], the tensor for the gradient.
+
+    Returns:
+        Numbers [rows, n] whose maximum is the largest magnitude of the row of the scaled gradient.
+    """
     if into.is_cuda:
         from spantune.models.kernels.gated_triton import differentiated
 
@@ -221,7 +262,7 @@ def _differentiated(
 def differentiated_plainly(
     inputs: tuple[Tensor, ...], grad: tuple[Tensor, Tensor, Tensor], scale: Tensor | None, into: Tensor
 ) -> Tensor:
-    """What `gated_triton.differentiated` computes, in plain torch."""
+    """Compute the same as `gated_triton.differentiated`, in plain torch."""
     if len(inputs) == 3:
         raw, low, up = inputs
         gate, other = (raw.float() + low.float() @ up.float().t()).chunk(2, 1)
@@ -243,10 +284,10 @@ def has_eight_bits(device: torch.device) -> bool:
 
 
 def kernel_error(ranks: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
-    """Return the relative error of the Triton kernels against plain torch on small random tensors.
+    """Return the largest relative error of the Triton kernels against plain torch, on small random tensors.
 
     Args:
-        ranks: of the wide and of the narrow layer's adapter.
+        ranks: the ranks of the wide and of the narrow layer's adapter.
         dtype: the type that is computed in.
         device: a GPU.
     """
@@ -280,7 +321,10 @@ def kernel_error(ranks: tuple[int, int], dtype: torch.dtype, device: torch.devic
 
 
 def _quantized(rows: Tensor, largest: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`rows`, times `scale` [size], in e4m3, and the scale [n, 1] of each row."""
+    """Return `rows` [n, size] multiplied by `scale` [size] (None for 1) in e4m3, and the scale of each row [n, 1].
+
+    `largest` are the numbers of `_activated` or `_differentiated` for these rows.
+    """
     if rows.is_cuda:
         from spantune.models.kernels.gated_triton import quantized
 
@@ -293,7 +337,7 @@ def _quantized_plainly(rows: Tensor, _: Tensor, scale: Tensor | None) -> tuple[T
 
 
 def tiles(size: int) -> int:
-    """Return the number of tiles in a row of `size` columns."""
+    """Return the number of tiles of COLUMNS columns in a row of `size` columns."""
     return -(-size // COLUMNS)
 
 

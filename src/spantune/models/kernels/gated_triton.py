@@ -1,8 +1,8 @@
 """Triton kernels of a gated MLP: activation, LoRA's update and the maxima for FP8 in one pass over memory.
 
-A program computes a tile of rows and columns. The update of the product is added as the tile is read, so that it never
-goes over memory by itself, and each tile leaves the largest magnitude of its rows, from which a second pass knows the
-scale of a row. Tiles of a dropped size are masked. All sums are in float32.
+A program computes a tile of rows and columns. It adds LoRA's update when it reads the tile, so that the update is never
+stored by itself. It also stores the largest magnitude of each of its rows; a second kernel computes the scale of a row
+from those of all its tiles. Rows and columns of a tile that are outside the tensor are masked. All sums are in float32.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ from torch import Tensor
 
 from spantune.models.kernels.gated import COLUMNS
 
-ACTIVATING = (64, 8, 128)  # rows of a tile of COLUMNS columns, warps, registers a thread (0: any); as measured
-DIFFERENTIATING = (32, 4, 0)
-RANKS = 64  # of an update, that a tile adds at a time
-CHUNK = 4096  # columns that a program quantises
+ACTIVATING = (64, 8, 128)  # rows of a tile, warps, registers per thread (0: any number); the fastest when measured
+DIFFERENTIATING = (32, 4, 0)  # the same for the backward pass
+RANKS = 64  # the most ranks of an update that a program adds in one step
+CHUNK = 4096  # the columns that a program quantises
 
 
 def activated(raw: Tensor, low: Tensor, up: Tensor, kept: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    """Return silu(gate) * up [rows, size] of `raw` [rows, 2 size] with its update, and maxima [rows, tiles].
+    """Return silu(gate) * up [rows, size], where gate and up are the halves of raw + low @ up.T.
 
     Args:
-        raw: gate and up of the product, one beside the other, without the update.
-        low: [rows, rank].
-        up: [2 size, rank].
-        kept: e4m3 [rows, 2 size] and float32 [rows, 2 tiles], to be filled with the inputs of the activation.
+        raw: [rows, 2 size], gate and up side by side, without LoRA's update.
+        low: [rows, rank], the low-rank product of the update.
+        up: [2 size, rank], the up of the adapter.
+        kept: two tensors that are filled with gate and up in 8 bits: e4m3 [rows, 2 size], and the scales in float32
+            [rows, 2 tiles]; None for no copy.
+
+    Returns:
+        The result, and the largest magnitude of each row in each tile [rows, tiles].
     """
     rows, size = raw.shape[0], raw.shape[1] // 2
     tiles = triton.cdiv(size, COLUMNS)
@@ -47,16 +51,17 @@ def differentiated(
     scale: Tensor | None,
     into: Tensor,
 ) -> Tensor:
-    """Write the gradient of the activation's inputs to `into` [rows, 2 size], and silu(gate) * up over `grad[0]`.
+    """Write the gradient of gate and up to `into`, and silu(gate) * up to `grad[0]`.
 
     Args:
-        inputs: as `activated` takes or fills them: raw product, low and up; or what was kept of their sum.
-        grad: of the activation, without its update: [rows, size], low [rows, rank] and down [rank, size].
-        scale: [2 size] float32, what the gradient is multiplied by before it is quantised; None: 1.
-        into: may be the raw product itself.
+        inputs: gate and up, either as (raw, low, up) of `activated`, or as the two tensors `kept` that it has filled.
+        grad: the gradient of silu(gate) * up without its update [rows, size], which is overwritten; and its update, as
+            low [rows, rank] and down [rank, size].
+        scale: [2 size] float32, the factors on the gradient before it is quantised; None for 1.
+        into: [rows, 2 size], the tensor for the gradient; it may be `raw` itself.
 
     Returns:
-        The maxima [rows, 2 tiles] of the scaled gradient.
+        The largest magnitude of the scaled gradient in each row and tile [rows, 2 tiles].
     """
     of_product, of_low, down = grad
     rows, size = of_product.shape
@@ -75,7 +80,13 @@ def differentiated(
 
 
 def quantized(rows: Tensor, largest: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return `rows` [n, size], times `scale` [size], in e4m3 with the scale [n, 1] of each, from its maxima."""
+    """Return `rows` multiplied by `scale` in e4m3 [n, size], and the scale of each row in float32 [n, 1].
+
+    Args:
+        rows: [n, size].
+        largest: [n, tiles], the largest magnitudes of each row multiplied by `scale`, by tile.
+        scale: [size], the factors on the columns; None for 1.
+    """
     count, size = rows.shape
     eight = torch.empty((count, size), dtype=torch.float8_e4m3fn, device=rows.device)
     row_scale = torch.empty((count, 1), dtype=torch.float32, device=rows.device)
@@ -88,13 +99,13 @@ def quantized(rows: Tensor, largest: Tensor, scale: Tensor | None = None) -> tup
 
 
 def _tile(chosen: tuple[int, int, int]) -> tuple[int, dict[str, int]]:
-    """The rows of a tile, and the options of its launch."""
+    """Return the number of rows of a tile, and the options of the launch."""
     rows, warps, registers = chosen
     return rows, {"num_warps": warps} | ({"maxnreg": registers} if registers else {})
 
 
 def _ranks(low: Tensor, prefix: str = "") -> dict[str, int]:
-    """How many ranks of an update a tile adds at a time, and how often."""
+    """Return the number of ranks of an update that a program adds in one step, and the number of steps, by name."""
     rank = low.shape[1]
     ranks = min(RANKS, max(16, int(triton.next_power_of_2(rank))))
     return {f"{prefix}RANKS": ranks, f"{prefix}STEPS": triton.cdiv(rank, ranks)}
@@ -102,7 +113,7 @@ def _ranks(low: Tensor, prefix: str = "") -> dict[str, int]:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _left(low, row, rows, rank, step, RANKS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The tile of low [rows, rank] for one step of ranks."""
+    """Load the part of low [rows, rank] for one step."""
     place = step * RANKS + tl.arange(0, RANKS)
     inside = (row < rows)[:, None] & (place < rank)[None, :]
     return tl.load(low + row[:, None] * rank + place[None, :], mask=inside, other=0.0)
@@ -110,7 +121,7 @@ def _left(low, row, rows, rank, step, RANKS: tl.constexpr):  # type: ignore[no-u
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _right(up, column, size, rank, step, of_rank, of_column, RANKS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The tile of a weight for one step of ranks, whose entry for a rank and a column is at both times their steps."""
+    """Load the part of a weight for one step; an entry is at rank * of_rank + column * of_column."""
     place = step * RANKS + tl.arange(0, RANKS)
     inside = (place < rank)[:, None] & (column < size)[None, :]
     return tl.load(up + place[:, None] * of_rank + column[None, :] * of_column, mask=inside, other=0.0)
@@ -120,7 +131,7 @@ def _right(up, column, size, rank, step, of_rank, of_column, RANKS: tl.constexpr
 def _updated(  # type: ignore[no-untyped-def]
     gate, other, low, up, row, column, rows, size, rank, RANKS: tl.constexpr, STEPS: tl.constexpr
 ):
-    """The tiles of gate and up with LoRA's update."""
+    """Return the tiles of gate and up with LoRA's update."""
     for step in tl.static_range(STEPS):
         left = _left(low, row, rows, rank, step, RANKS)
         gate = tl.dot(left, _right(up, column, size, rank, step, 1, rank, RANKS), gate, input_precision="ieee")

@@ -1,13 +1,14 @@
-"""Products with frozen weights in 16 or 8 bits that a compiler leaves whole, with a low-rank update added to them.
+"""Linear layers with frozen weights in 16 or 8 bits, with a low-rank update (LoRA) added to the product.
 
-Written as `base + low @ up.T`, the sum costs a copy of the output, which at Phi-4's 35,840 outputs takes longer than
-the update. These are operators with registered gradients, not functions of autograd, which torch's cache of traced
-layers does not support.
+Written as `base + low @ up.T`, the sum makes a copy of the output. At Phi-4's 35,840 outputs this takes longer than the
+update itself; here the update is added in place. The products are operators with registered gradients, which a compiler
+does not take apart. Functions of autograd are not used, since torch's cache of traced layers does not support them.
 
-A frozen base in FP8 is one e4m3 copy of each weight, with a scale for each output row, for forward and backward:
-forward quantises the input row by row; backward needs only the gradient of the input, for which the weight's scales are
-multiplied into dy before that is quantised. On a GPU of the Hopper generation or later the products are computed in
-FP8; elsewhere from the same numbers in float32, which saves memory and no time.
+With a base in FP8, each weight is stored once, in e4m3 with a scale for each output, and is used in the forward and the
+backward pass. The forward pass quantises the input row by row. The backward pass needs only the gradient of the input:
+the scales of the weight are multiplied into dy, and then dy is quantised row by row. On a GPU of the Hopper generation
+or later the products are computed in FP8. Elsewhere the same numbers are multiplied in float32, which saves memory but
+no time.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ FP8 = torch.float8_e4m3fn
 HOPPER = (9, 0)
 Module = TypeVar("Module", bound=nn.Module)
 
-# The operators take many arguments, since a schema has tensors and numbers only. A library costs less per call than
-# torch.library.custom_op, which checks at each call what these operators guarantee.
+# The operators take many arguments, since the schema of an operator has tensors and numbers only. A call of an operator
+# of a library costs less than one of torch.library.custom_op, which checks at each call what these operators guarantee.
 LIBRARY = torch.library.Library("spantune", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -37,9 +38,16 @@ def product(
     scale: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`rows` [n, in] times `weight` [out, in], plus `low` [n, rank] times `up` [out, rank]; [n, out] in `dtype`.
+    """Return rows @ weight.T + low @ up.T, [n, out] in `dtype`; without gradients.
 
-    With `row_scale` [n, 1] and `scale` [out], rows and weight are e4m3 and the product is scaled by both.
+    Args:
+        rows: [n, in].
+        weight: [out, in].
+        low: [n, rank]; None for no update.
+        up: [out, rank]; None for no update.
+        row_scale: [n, 1], the scales of `rows` if rows and weight are e4m3; else None.
+        scale: [out], the scales of `weight` if rows and weight are e4m3; else None.
+        dtype: the type of the result.
     """
     output: Tensor = torch.ops.spantune.product(rows, weight, low, up, row_scale, scale, dtype)
     return output
@@ -80,16 +88,21 @@ torch.library.register_fake("spantune::product", _product_shape)
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `rows` [n, size] in e4m3, and the scale [n, 1] (float32) of each."""
-    # 448 is the largest e4m3 number: a literal, since a compiler would treat a name as a variable
+    """Return `rows` [n, size] in e4m3, and the scale of each row [n, 1] in float32."""
+    # 448 is the largest e4m3 number. It is a literal, since a compiler would treat a name as a variable.
     scale = rows.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 448.0
     return (rows.float() / scale).to(FP8), scale
 
 
 def linear(rows: Tensor, weight: Tensor, scale: Tensor | None, down: Tensor | None, up: Tensor | None) -> Tensor:
-    """Compute rows @ weight.T + rows @ down.T @ up.T, with gradients for all but the weight (e4m3 where it has scales).
+    """Return rows @ weight.T + rows @ down.T @ up.T, [n, out], with gradients for `rows`, `down` and `up`.
 
-    Shapes: rows [n, in], weight [out, in], scale [out], down [rank, in], up [out, rank].
+    Args:
+        rows: [n, in].
+        weight: [out, in], frozen; e4m3 if `scale` is given.
+        scale: [out], the scales of an e4m3 weight; else None.
+        down: [rank, in], LoRA's A multiplied by the adapter's scale; None for no update.
+        up: [out, rank], LoRA's B; None for no update.
     """
     left, row_scale = (None, None) if scale is None else quantize(rows.detach())
     output, _ = torch.ops.spantune.linear(rows, left, weight, down, up, row_scale, scale)
@@ -105,7 +118,7 @@ def _linear(
     row_scale: Tensor | None,
     scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and rows @ down.T [n, rank], which backward needs; [n, 0] where there is no update."""
+    """Return the output, and rows @ down.T [n, rank] for the backward pass; the latter is [n, 0] without an update."""
     low = None if down is None else rows @ down.t()
     output = _product(rows if left is None else left, weight, low, up, row_scale, scale, rows.dtype)
     return output, rows.new_empty((rows.shape[0], 0)) if low is None else low
@@ -138,7 +151,11 @@ def _gradients(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
 def _transposed(
     dy: Tensor, weight: Tensor, scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The arguments of `product` for dy [n, out] times `weight` [out, in]: rows, weight [in, out], and their scales."""
+    """Return the arguments of `product` that compute dy [n, out] @ weight [out, in].
+
+    Returns:
+        The rows, the transposed weight [in, out], the scales of the rows, and the scales of the transposed weight.
+    """
     if scale is None:
         return dy, weight.t(), None, None
     left, row_scale = quantize(dy.float() * scale[None, :])
@@ -167,7 +184,7 @@ torch.library.register_fake("spantune::linear", _linear_shapes)
 torch.library.register_autograd("spantune::linear", _gradients, setup_context=_keep, lib=LIBRARY)
 
 
-# the costs for a compiler's choice of recomputation
+# A compiler uses these costs to choose what it recomputes.
 
 
 @register_flop_formula(torch.ops.spantune.product)
@@ -184,9 +201,14 @@ def _linear_flops(rows: Sequence[int], left: object, weight: Sequence[int], *_: 
 
 
 class Fp8Linear(nn.Linear):
-    """A frozen linear layer whose weight is e4m3, stored as bytes so that no library computes in its type.
+    """A frozen linear layer with an e4m3 weight.
 
-    Shapes: `weight` [out, in] uint8, `scale` [out] float32.
+    `weight` [out, in] is stored as uint8, so that no library takes e4m3 for the type to compute in; `scale` [out] is
+    float32.
+
+    Args:
+        linear: the layer that is converted.
+        device: the device of the new layer.
     """
 
     scale: Tensor
@@ -200,7 +222,7 @@ class Fp8Linear(nn.Linear):
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(device), requires_grad=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Multiply `input` [..., in] with the weight, in the type of `input`."""
+        """Return the layer applied to `input` [..., in]: [..., out], in the type of `input`."""
         rows: Tensor = linear(input.flatten(0, -2), self.weight.view(FP8), self.scale, None, None)
         output = rows.view(*input.shape[:-1], self.out_features)
         return output if self.bias is None else output + self.bias
@@ -211,14 +233,15 @@ class Fp8Linear(nn.Linear):
 
     @property
     def W_q(self) -> Tensor:
-        """The stored weight; PEFT's DoRA calls `dequantize` where a layer has an attribute of this name."""
+        """The stored weight; PEFT's DoRA calls `dequantize` on layers with an attribute of this name."""
         return self.weight
 
 
 def to_fp8(module: Module, device: torch.device, keep: nn.Module | None = None) -> Module:
-    """Move `module` to `device`, with every linear layer but `keep` converted to FP8, one after another.
+    """Convert every linear layer of `module` except `keep` to FP8 on `device`, and move the rest of it there.
 
-    Where it is on the CPU, the GPU never holds more than the FP8 layers and the weight of one layer.
+    Layers whose sizes are not multiples of 16 are not converted. The layers are converted one after another. So if
+    `module` is on the CPU, the GPU holds at most the FP8 layers and the weight of one other layer.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
@@ -233,5 +256,5 @@ def has_fp8(device: torch.device) -> bool:
 
 
 def _fits(linear: nn.Linear) -> bool:
-    """Whether the kernels support the shape: both sizes are multiples of 16."""
+    """Whether FP8 products support the shape of a layer: both sizes must be multiples of 16."""
     return linear.in_features % 16 == 0 and linear.out_features % 16 == 0

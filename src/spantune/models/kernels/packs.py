@@ -1,12 +1,13 @@
-"""Attention of a pack with the variable-length flash kernel: an example's keys are the prefix's, then its own.
+"""Attention of a pack with the variable-length flash kernel: the keys of an example are the prefix's and its own.
 
     queries   [prefix][example 1][example 2]…          one sequence each
     keys      [prefix][prefix, example 1][prefix, example 2]…
 
-Bottom-right causal order is then exactly the attention of the example by itself, sliding windows included, and nothing
-that a mask would hide is computed. Where texts are read as a whole, all sequences but the prefix are without causal
-order. The copies of the prefix's keys are made for one layer at a time; their gradients are summed in float32 and in a
-fixed order. For bf16 and fp16 on CUDA; `attention` computes everything else.
+With causal order aligned at the bottom right, this is exactly the attention of each example by itself, sliding windows
+included, and no pair of query and key is computed that a mask would hide. If texts are read as a whole, all sequences
+except the prefix have no causal order. The keys of the prefix are copied for one layer at a time; the gradients of the
+copies are summed in float32 and in a fixed order. The kernel is for bf16 and fp16 on CUDA; `models.attention` computes
+all other cases.
 """
 
 from __future__ import annotations
@@ -24,18 +25,22 @@ from spantune.models.architecture import head_size
 from spantune.models.interfaces import ModelConfig
 from spantune.models.kernels.lora_linear import LIBRARY
 
-STEP = 512  # the longest sequence is rounded up to a multiple of it, so that a compiled layer sees few values
+STEP = 512  # the length of the longest sequence is rounded up to a multiple, so that a compiled layer gets few values
 LARGEST_HEAD = 256
 ALL = -1
 
 
 class Spans(NamedTuple):
-    """The layout of a pack's sequences.
+    """The layout of a pack's sequences, as the flash kernel needs it.
 
-    `queries` and `keys` [sequences + 1] int32 are the starts of the sequences; `tokens` [keys] is the token of each
-    key, `own` [tokens] the key of each token itself, `copies` [examples, prefix] the keys that copy the prefix;
-    `longest` is an upper bound of the length of a sequence. `causal` is the number of tokens, from the first, that are
-    in causal order; -1 for all.
+    Attributes:
+        queries: [sequences + 1] int32, the index of the first query of each sequence, and the number of queries.
+        keys: [sequences + 1] int32, the index of the first key of each sequence, and the number of keys.
+        tokens: [keys], the token of each key.
+        own: [tokens], the key of each token that is not a copy.
+        copies: [examples, prefix], the keys of each example that are copies of the prefix.
+        longest: an upper bound of the number of keys of a sequence.
+        causal: this many tokens, from the first one, are in causal order; ALL (-1) for all.
     """
 
     queries: Tensor
@@ -48,9 +53,11 @@ class Spans(NamedTuple):
 
 
 def spans(owner: Sequence[int], *, is_causal: bool = True) -> Spans:
-    """Return the spans of a pack by the owner of each token; the prefix, where there is one, comes first.
+    """Return the layout of a pack.
 
-    Without `is_causal` a token of an example attends to the whole of its example.
+    Args:
+        owner: the owner of each token: PREFIX for the prefix, if there is one, and then the number of each example.
+        is_causal: False if a token of an example attends to its whole example; the prefix is always in causal order.
     """
     lengths = [(name, len(list(tokens))) for name, tokens in groupby(owner)]
     prefix = lengths[0][1] if lengths[0][0] == PREFIX else 0
@@ -78,13 +85,22 @@ def spans(owner: Sequence[int], *, is_causal: bool = True) -> Spans:
 
 
 def can_flash(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel supports the packs of a model that computes in `dtype` on `device`."""
+    """Whether the flash kernel supports the packs of a model that computes in `dtype` on `device`."""
     half = dtype in (torch.bfloat16, torch.float16)
     return device.type == "cuda" and half and head_size(config) <= LARGEST_HEAD
 
 
 def pack_attention(query: Tensor, key: Tensor, value: Tensor, where: Spans, scale: float, window: int | None) -> Tensor:
-    """Attention [tokens, heads, size] of a pack; `key` and `value` may have fewer heads, `window` is in tokens."""
+    """Return the attention [tokens, heads, size] of a pack, with gradients for query, key and value.
+
+    Args:
+        query: [tokens, heads, size].
+        key: [tokens, kv heads, size].
+        value: [tokens, kv heads, size].
+        where: the layout of the pack.
+        scale: the factor on the products of queries and keys.
+        window: the attention window in tokens; None for no window.
+    """
     attended, _ = torch.ops.spantune.pack_attention(query, key, value, *where, scale, window or 0)
     return attended  # type: ignore[no-any-return]
 
@@ -118,7 +134,7 @@ def _attend(
     scale: float,
     window: int,
 ) -> tuple[Tensor, Tensor]:
-    """The attended values, and the log-sum-exp [heads, tokens] that backward needs."""
+    """Return the attended values, and the log-sum-exp [heads, tokens] for the backward pass."""
     every_key, every_value = key[tokens], value[tokens]
     outputs, sums = [], []
     for part in _parts(queries, keys, causal, len(query)):
@@ -148,9 +164,9 @@ def _differentiate(
     scale: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value."""
+    """Return the gradients of query, key and value."""
     every_key, every_value = key[tokens], value[tokens]
-    unused = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the random state of dropout, which is off
+    unused = torch.zeros(2, dtype=torch.uint64, device=query.device)  # the random state of dropout, which is not used
     gradients = [
         torch.ops.aten._flash_attention_backward(
             grad[part.queries], query[part.queries], every_key[part.keys], every_value[part.keys],
@@ -168,7 +184,7 @@ def _differentiate(
 
 
 class _Part(NamedTuple):
-    """Sequences of a pack that one call of the kernel computes, all in causal order or none."""
+    """Sequences of a pack that one call of the kernel computes; all of them are in causal order, or none is."""
 
     queries: slice
     keys: slice
@@ -178,13 +194,14 @@ class _Part(NamedTuple):
 
 
 def _parts(queries: Tensor, keys: Tensor, causal: int, tokens: int) -> list[_Part]:
-    """Return the calls that a pack takes: two where a prefix in causal order comes before texts that are not.
+    """Return the parts of a pack, one for each call of the kernel.
 
-    A prefix of one token sees only itself in either order.
+    There are two parts if the prefix is in causal order and the texts are not. A prefix of one token attends to itself
+    only, in either order, so that one part is enough.
     """
     if causal in (ALL, tokens) or causal <= 1:
         return [_Part(slice(None), slice(None), queries, keys, causal in (ALL, tokens))]
-    prefix, rest = slice(0, causal), slice(causal, None)  # the prefix is its own sequence, of queries and of keys
+    prefix, rest = slice(0, causal), slice(causal, None)  # the prefix is the first sequence of queries and of keys
     return [
         _Part(prefix, prefix, queries[:2], keys[:2], True),
         _Part(rest, rest, queries[1:] - causal, keys[1:] - causal, False),
@@ -196,7 +213,13 @@ def _windowed(window: int, is_causal: bool) -> dict[str, int]:
 
 
 def gathered(gradient: Tensor, own: Tensor, copies: Tensor) -> Tensor:
-    """Return gradients [tokens, heads, size] from those of the keys: the token's own, plus those of its copies."""
+    """Return the gradients of tokens [tokens, heads, size]: that of the token's own key, plus those of its copies.
+
+    Args:
+        gradient: [keys, heads, size], the gradients of all keys, or of all values.
+        own: [tokens], the key of each token that is not a copy.
+        copies: [examples, prefix], the keys that are copies of the prefix.
+    """
     gradients = gradient.index_select(0, own)
     if copies.numel():
         shared = copies.shape[1]
@@ -231,6 +254,9 @@ torch.library.register_fake("spantune::pack_attention_backward", _gradient_shape
 
 @register_flop_formula(torch.ops.spantune.pack_attention)
 def _flops(query: Sequence[int], *_: object, **__: object) -> int:
-    """The cost for a compiler's choice of recomputation: that of dense attention, since short sequences are slow."""
+    """Return the cost by which a compiler chooses what to recompute.
+
+    It is that of dense attention, since the kernel is slow for short sequences.
+    """
     tokens, heads, size = query
     return int(4 * tokens * tokens * heads * size)

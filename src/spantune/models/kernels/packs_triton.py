@@ -1,4 +1,4 @@
-"""The Triton kernel that sums the gradients of a pack's keys and values, of which those of the prefix have copies."""
+"""The Triton kernel that sums the gradients of a pack's keys and values over the copies of the prefix."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS = 256  # that a program sums
+COLUMNS = 256  # the columns that a program sums
 
 
 def gathered(of_keys: Tensor, of_values: Tensor, own: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both gradients [tokens, heads, size] from those of the keys [keys, heads, size], in a fixed order.
+    """Return the gradients of the tokens' keys and values, both [tokens, heads, size]; summed in a fixed order.
 
     Args:
-        of_keys: the gradient of each key, the copies among them.
-        of_values: that of each value.
-        own: the key of each token itself [tokens].
-        copies: the keys that copy the prefix [examples, prefix].
+        of_keys: [keys, heads, size], the gradients of all keys, copies included.
+        of_values: [keys, heads, size], the gradients of all values, copies included.
+        own: [tokens], the key of each token that is not a copy.
+        copies: [examples, prefix], the keys that are copies of the prefix.
     """
     tokens, (examples, shared) = len(own), copies.shape
     keys, values = (gradient.new_empty((tokens, *gradient.shape[1:])) for gradient in (of_keys, of_values))

@@ -1,4 +1,4 @@
-"""The Triton kernel by which a GPU reads rows of a table that is in the host's pinned memory."""
+"""The Triton kernel with which a GPU reads rows of a table in the host's pinned memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def gathered(table: Tensor, ids: Tensor) -> Tensor:
-    """Return the rows [..., size] of `ids` [...], on their device; `table` [tokens, size] is pinned."""
+    """Return the rows [..., size] of `ids` [...], on the device of `ids`; `table` [tokens, size] must be pinned."""
     size = table.shape[1]
     rows = torch.empty((*ids.shape, size), dtype=table.dtype, device=ids.device)
     if ids.numel():

@@ -1,11 +1,11 @@
 """Attention of rows that are decoded together in one flat sequence, over a cache of slots.
 
-The queries of a row are consecutive; each attends to the keys of its row up to its own position, within the window of a
-sliding layer. On a CUDA GPU one kernel computes all rows (see `rows_triton`), and on a CPU those of few queries are
-computed jointly (see `rows_joint`); otherwise the keys of each row are gathered and given to scaled-dot-product
+The queries of a row are consecutive. A query attends to the keys of its row up to its own position, within the window
+of a sliding layer. On a CUDA GPU one kernel computes all rows (see `rows_triton`). On a CPU rows with few queries are
+computed jointly (see `rows_joint`). Otherwise the keys of each row are gathered and passed to scaled-dot-product
 attention, so that the cost is the sum of the rows' costs.
 
-In a compiled layer the kernel is an operator, and the compiler writes the new keys and values into their slots.
+In a compiled layer the kernel is an operator, and compiled code writes the new keys and values into their slots.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ from spantune.models.interfaces import ModelConfig
 from spantune.models.kernels.lora_linear import LIBRARY
 from spantune.models.kernels.rows_joint import JointAttention, Runs, Span
 
-FEW = 32  # queries of a row, up to which it is computed together with other rows on a CPU
+FEW = 32  # on a CPU, rows with at most this many queries are computed jointly
 
 
 class LayerRows(NamedTuple):
-    """What a compiled layer needs of a pass, as tensors and numbers only, so that all layers share one code.
+    """The arguments of a compiled layer for a pass: tensors and numbers only, so that all layers share one code.
 
-    `keys` and `values` [slots, kv heads, size] are the layer's stores, in which those of the pass's tokens are written
-    at `destination` [tokens]; `slots` and `blocks` are those of `RowView`, and `window` is 0 where there is none.
+    Attributes:
+        keys: [slots, kv heads, size], the layer's store of keys.
+        values: [slots, kv heads, size], the layer's store of values.
+        destination: [tokens], the slots of the tokens of this pass.
+        slots: [rows, positions], as in `RowView`.
+        blocks: [blocks, 4], as in `RowView`.
+        window: the window of the layer in tokens; 0 for no window.
     """
 
     keys: Tensor
@@ -43,7 +48,14 @@ class LayerRows(NamedTuple):
     window: int
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Store keys and values [1, kv heads, tokens, size]; returns the attention [1, tokens, heads, size]."""
+        """Store the new keys and values, and return the attention [1, tokens, heads, size].
+
+        Args:
+            query: [1, heads, tokens, size].
+            key: [1, kv heads, tokens, size].
+            value: [1, kv heads, tokens, size].
+            scale: the factor on the products of queries and keys.
+        """
         for store, states in ((self.keys, key), (self.values, value)):
             store.index_copy_(0, self.destination, states[0].transpose(0, 1))
         attended: Tensor = torch.ops.spantune.row_attention(
@@ -54,12 +66,21 @@ class LayerRows(NamedTuple):
 
 @dataclass(frozen=True)
 class RowView:
-    """Which keys the queries of a pass attend to: their spans, and the `slots` [rows, positions] of their keys.
+    """The keys that the queries of a pass attend to.
 
-    `blocks` [blocks, 4] are the spans cut into blocks of the kernel's size, as a tensor of a fixed shape; without it
-    the spans are computed one after another, except the first ones of few queries where `runs` says where the keys of
-    the spans are. `windows` has one entry for each layer. `stores` are the keys and values of each layer, and
-    `destination` says where those of the pass go, for layers that are compiled; without them the model's cache does it.
+    With `blocks`, the kernel computes all spans. Without them the spans are computed one after another, except the
+    first ones with at most FEW queries if `runs` is given, which are computed jointly. With `stores` and `destination`,
+    compiled layers store the new keys and values; without them the model's cache does it.
+
+    Attributes:
+        slots: [rows, positions], the slot of the key at each position of each row.
+        windows: the window of each layer in tokens; None for no window.
+        spans: the queries of each row.
+        blocks: [blocks, 4], the spans cut into blocks of the kernel's size (see `blocks_of`), as a tensor of a fixed
+            shape.
+        runs: the consecutive slots of the keys of each span.
+        stores: the keys and values of each layer, [slots, kv heads, size] each.
+        destination: [tokens], the slots of the tokens of this pass.
     """
 
     slots: Tensor
@@ -72,13 +93,21 @@ class RowView:
     _joint: dict[int | None, JointAttention] = field(default_factory=dict)
 
     def of_layer(self, layer: int) -> LayerRows | None:
-        """Return what a compiled layer needs; None where the pass is for layers that are not compiled."""
+        """Return the arguments of a compiled layer; None if the pass is for layers that are not compiled."""
         if not self.stores or self.blocks is None or self.destination is None:
             return None
         return LayerRows(*self.stores[layer], self.destination, self.slots, self.blocks, self.windows[layer] or 0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention [1, tokens, heads, size] of queries [1, heads, tokens, size] over slots [slots, kv heads, size]."""
+        """Return the attention [1, tokens, heads, size] of a layer.
+
+        Args:
+            layer: the index of the layer.
+            query: [1, heads, tokens, size].
+            key: [slots, kv heads, size], the keys of all slots.
+            value: [slots, kv heads, size], the values of all slots.
+            scale: the factor on the products of queries and keys.
+        """
         window = self.windows[layer]
         if self.blocks is not None:
             from spantune.models.kernels.rows_triton import attend_blocks
@@ -95,10 +124,10 @@ class RowView:
         return torch.cat(outputs)[None].to(query.dtype)
 
     def _first_of_few(self) -> Sequence[Span]:
-        """The first spans, which are computed jointly; none where it is not known where their keys are."""
+        """Return the spans that are computed jointly: the first ones with few queries; none without `runs`."""
         return list(takewhile(lambda span: span.queries <= FEW, self.spans)) if self.runs is not None else ()
 
-    # the arguments of transformers' attention functions, and a span
+    # It takes the arguments of transformers' attention functions, and a span.
     def _attend_span(
         self, span: Span, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
@@ -107,7 +136,7 @@ class RowView:
         begin = max(0, span.position - window + 1) if window else 0
         slots = self.slots[span.row, begin:end]
         keys, values = (store.index_select(0, slots).transpose(0, 1) for store in (key, value))
-        # the query heads that share a key head are computed together, so that no key is repeated
+        # The query heads that share a key head are computed together, so that no key is repeated.
         queries = query[:, span.first : span.first + span.queries].reshape(heads, -1, size)
         group = queries.shape[1] // span.queries
         mask = None
@@ -120,7 +149,11 @@ class RowView:
 
 
 def blocks_of(spans: Sequence[Span], size: int) -> list[tuple[int, int, int, int]]:
-    """Cut the spans into blocks of `size` queries: (row, first query, queries, position of the first)."""
+    """Cut the spans into blocks of at most `size` queries.
+
+    Returns:
+        For each block its row, the index of its first query, its number of queries, and the position of the first one.
+    """
     return [
         (span.row, span.first + done, min(size, span.queries - done), span.position + done)
         for span in spans
@@ -129,7 +162,7 @@ def blocks_of(spans: Sequence[Span], size: int) -> list[tuple[int, int, int, int
 
 
 def queries_per_block(group: int) -> int:
-    """Return the queries of a row in a block of the Triton kernel, where `group` query heads share a key head."""
+    """Return the most queries of a row in a block of the Triton kernel, if `group` query heads share a key head."""
     from spantune.models.kernels import rows_triton
 
     return rows_triton.queries_per_block(group)
@@ -137,13 +170,23 @@ def queries_per_block(group: int) -> int:
 
 @cache
 def kernel_error(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Return the relative error of the kernel's attention against the plain computation on a small random batch."""
+    """Return the largest relative error of the kernel's attention on small random batches.
+
+    It is compared with the plain computation.
+
+    Args:
+        heads: the number of query heads.
+        kv_heads: the number of key and value heads.
+        size: the size of a head.
+        dtype: the type of queries, keys and values.
+        device: a GPU.
+    """
     draw = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw).to(device, dtype)
 
-    layouts = ((Span(0, 0, 5, 20), Span(1, 5, 1, 90)), (Span(0, 0, 70, 20), Span(1, 70, 1, 90)))  # narrow and wide
+    layouts = ((Span(0, 0, 5, 20), Span(1, 5, 1, 90)), (Span(0, 0, 70, 20), Span(1, 70, 1, 90)))  # few, many queries
     slots = torch.randperm(192, generator=draw).view(2, 96).to(device, torch.int32)
     key, value = random(192, kv_heads, size), random(192, kv_heads, size)
     worst = 0.0
@@ -158,7 +201,7 @@ def kernel_error(heads: int, kv_heads: int, size: int, dtype: torch.dtype, devic
 
 
 def windows(config: ModelConfig) -> list[int | None]:
-    """Return the attention window of each layer in tokens; None where it has none."""
+    """Return the attention window of each layer in tokens; None for a layer without a window."""
     kinds: Sequence[str | None] = layer_kinds(config) or [None] * config.num_hidden_layers
     return [window_of(config, kind) for kind in kinds]
 

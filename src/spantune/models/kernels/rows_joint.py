@@ -1,14 +1,14 @@
-"""Attention of rows with few queries each on a CPU, all rows in one matrix of scores.
+"""Attention of rows with few queries each on a CPU: the scores of all rows are one matrix.
 
     scores         instruction          own keys of each row
     row 1, query   x x x x x x x x x    x x x x
     row 1, query   x x x x x x x x x    x x x x x
     row 3, query   x x x x x x x x x    x x
 
-The queries of all rows are multiplied with the keys of the instruction, which all rows begin with, in one product, and
-those of each row with the row's own keys, which lie in runs of consecutive slots, so that no key is copied. The query
-heads that share a key head are rows of the same product. One softmax serves all rows; a mask, made once a pass for each
-window, hides what lies behind a query, outside its window, or beyond the keys of its row.
+All rows begin with the instruction; the queries of all rows are multiplied with its keys in one product. The queries of
+each row are multiplied with the row's own keys. Keys lie in runs of consecutive slots, so that no key is copied. The
+query heads that share a key head are rows of the same product. One softmax serves all rows. A mask hides keys after the
+query, keys outside of its window, and columns beyond the keys of its row; it is made once in a pass for each window.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from torch import Tensor
 
 
 class Span(NamedTuple):
-    """The queries of one row in a pass: `queries` of them from index `first`, at positions from `position`."""
+    """The queries of one row in a pass.
+
+    Attributes:
+        row: the index of the row.
+        first: the index of the first query among the queries of the pass.
+        queries: the number of queries.
+        position: the position of the first query in its row.
+    """
 
     row: int
     first: int
@@ -31,7 +38,7 @@ class Span(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Keys in consecutive slots: those of the positions from `position` to before `end`, from `slot` on."""
+    """Keys in consecutive slots: those of the positions `position` to `end` - 1, in the slots from `slot` on."""
 
     position: int
     end: int
@@ -40,14 +47,19 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Runs:
-    """Where the keys of a pass are: those of the instruction, and of each span's row those behind the instruction."""
+    """The slots of the keys of a pass.
+
+    Attributes:
+        shared: the keys of the instruction.
+        own: for each span, the keys of its row after the instruction.
+    """
 
     shared: Sequence[Run]
     own: Sequence[Sequence[Run]]
 
 
 class _Product(NamedTuple):
-    """Queries that are multiplied with the keys of some slots, and the columns of the scores where the result goes."""
+    """A product of queries with the keys of some slots, and the columns of the scores for its result."""
 
     queries: slice
     slots: slice
@@ -55,13 +67,14 @@ class _Product(NamedTuple):
 
 
 class JointAttention:
-    """The attention of a pass in layers of one window; spans begin at the pass's first query and follow each other.
+    """The attention of a pass in all layers with the same window.
 
     Args:
-        spans: the queries of each row.
-        runs: the keys of each row.
-        window: of the layers, in tokens; None where they have none.
-        group: the query heads that share a key head.
+        spans: the queries of each row. The first span begins at the first query of the pass, and each further span
+            follows the one before it.
+        runs: the slots of the keys of each row.
+        window: the window of the layers in tokens; None for no window.
+        group: the number of query heads that share a key head.
     """
 
     def __init__(self, spans: Sequence[Span], runs: Runs, window: int | None, group: int):
@@ -79,9 +92,13 @@ class JointAttention:
         self._mask = _mask(spans, shared, owns, window).repeat_interleave(group, 0)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention [tokens, heads, size] of queries [heads, tokens, size] over slots [slots, kv heads, size].
+        """Return the attention [tokens, heads, size]; all tensors have the same type, fp32 or wider.
 
-        All are of one dtype, fp32 or wider, and the result too.
+        Args:
+            query: [heads, tokens, size].
+            key: [slots, kv heads, size], the keys of all slots.
+            value: [slots, kv heads, size], the values of all slots.
+            scale: the factor on the products of queries and keys.
         """
         kv_heads, size = key.shape[1:]
         # [kv heads, tokens * group, size], so that the queries of a row are consecutive
@@ -100,7 +117,7 @@ class JointAttention:
 
 
 def _within(runs: Iterable[Run], begin: int, end: int) -> Iterator[Run]:
-    """The parts of runs between two positions."""
+    """Yield the parts of runs at the positions from `begin` to `end` - 1."""
     for run in runs:
         first, last = max(run.position, begin), min(run.end, end)
         if first < last:
@@ -108,7 +125,7 @@ def _within(runs: Iterable[Run], begin: int, end: int) -> Iterator[Run]:
 
 
 def _products(queries: slice, runs: Iterable[Run], column: int) -> Iterator[_Product]:
-    """The products of queries with the keys of runs, whose scores begin at a column."""
+    """Yield the products of queries with the keys of runs; their scores begin at `column`."""
     for run in runs:
         count = run.end - run.position
         yield _Product(queries, slice(run.slot, run.slot + count), slice(column, column + count))
@@ -116,11 +133,11 @@ def _products(queries: slice, runs: Iterable[Run], column: int) -> Iterator[_Pro
 
 
 def _mask(spans: Sequence[Span], shared: Sequence[Run], owns: Sequence[Sequence[Run]], window: int | None) -> Tensor:
-    """What is added to the scores [tokens, keys]: minus infinity where a query does not attend to a key."""
+    """Return the mask [tokens, keys] that is added to scores: minus infinity where a query does not attend to a key."""
     common = [position for run in shared for position in range(run.position, run.end)]
     rows = [[position for run in own for position in range(run.position, run.end)] for own in owns]
     width = max(map(len, rows))
-    nowhere = max(span.position + span.queries for span in spans)  # behind every query
+    nowhere = max(span.position + span.queries for span in spans)  # a position after all queries, which is hidden
     places = torch.tensor([common + row + [nowhere] * (width - len(row)) for row in rows])
     counts = torch.tensor([span.queries for span in spans])
     positions = torch.cat([torch.arange(span.position, span.position + span.queries) for span in spans])

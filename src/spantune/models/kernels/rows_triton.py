@@ -1,10 +1,11 @@
-"""The Triton kernel of `RowView`: all rows of a pass at once, each over its own slots.
+"""The Triton kernel of `RowView`: attention of all rows of a pass at once, each row over its own slots.
 
-One program computes a block of a row's queries with all the query heads that share a key head, over the keys of the
-row in order (flash attention's online softmax). It reads only keys that are attended to, supports prompts and single
-tokens, and its launch depends on shapes only, so that a CUDA graph can capture it. Accumulates in float32. In a pass of
-few tokens the keys of a row are divided over several programs, whose sums a second kernel joins: otherwise most of the
-GPU would wait for a few long rows.
+One program computes a block of a row's queries, for all query heads that share a key head. It goes over the keys of the
+row in order (flash attention's online softmax), and reads only keys that the queries attend to. Sums are in float32. A
+row may have one query or many, as in a prompt. The launch depends on shapes only, so that a CUDA graph can capture it.
+
+In a pass with few tokens the keys of a row are divided over several programs, and a second kernel adds their sums.
+Otherwise most of the GPU would wait for a few long rows.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DIVIDED = {32: 8, 64: 4}  # over how many programs the keys of a row are divided, by the most tokens of a pass
-QUERIES = 8  # fewest queries of a row in a block
+DIVIDED = {32: 8, 64: 4}  # by the most tokens of a pass, the number of programs over which a row's keys are divided
+QUERIES = 8  # a block has room for at least this many queries of a row
 
 
 def queries_per_block(group: int) -> int:
-    """Return the queries of a row in a block, where `group` query heads share a key head."""
+    """Return the most queries of a row in a block, if `group` query heads share a key head."""
     return _lines(group) // group
 
 
@@ -29,9 +30,17 @@ def queries_per_block(group: int) -> int:
 def attend_blocks(
     query: Tensor, key: Tensor, value: Tensor, slots: Tensor, blocks: Tensor, scale: float, window: int | None
 ) -> Tensor:
-    """Return attention [1, tokens, heads, size] of queries [heads, tokens, size] over slots [slots, kv heads, size].
+    """Return the attention [1, tokens, heads, size] of the queries of a pass.
 
-    Each of `blocks` [blocks, 4] is (row, first query, queries, position of the first); one with 0 queries is skipped.
+    Args:
+        query: [heads, tokens, size].
+        key: [slots, kv heads, size], the keys of all slots.
+        value: [slots, kv heads, size], the values of all slots.
+        slots: [rows, positions], the slot of the key at each position of each row.
+        blocks: [blocks, 4], each block's row, the index of its first query, its number of queries, and the position of
+            the first one; a block with 0 queries is skipped.
+        scale: the factor on the products of queries and keys.
+        window: the attention window in tokens; None or 0 for no window.
     """
     heads, tokens, size = query.shape
     group, shares = heads // key.shape[1], _shares(tokens)
@@ -52,14 +61,21 @@ def attend_blocks(
 
 
 def _step(line: int, shares: int) -> tuple[int, int]:
-    """How many keys of `line` bytes a program reads at a time, and how many such steps are under way; as measured."""
+    """Return the number of keys that a program reads in one step, and the number of stages of its pipeline.
+
+    The values are the fastest ones that were measured.
+
+    Args:
+        line: the bytes of a key.
+        shares: the number of programs over which the keys of a row are divided.
+    """
     if shares > 1:
         return 32, 4
     return (128, 2) if line <= 256 else (64, 3)
 
 
 def _shares(tokens: int) -> int:
-    """Over how many programs the keys of a row are divided in a pass of so many tokens."""
+    """Return the number of programs over which the keys of a row are divided, by the tokens of a pass."""
     return next((shares for most, shares in DIVIDED.items() if tokens <= most), 1)
 
 
@@ -74,10 +90,11 @@ def _attend(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr, SIZE: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr, SHARES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A line of the block is one query of one head: line i is query i // GROUP of head i % GROUP of the group.
+    """Compute a block. Line i of it is query i // GROUP of the block, for head i % GROUP of the group.
 
-    With several shares `attended` [shares, tokens, heads, size] is a sum that is not divided yet, and `totals` [2,
-    shares, tokens, heads] are the largest weight of each share and the sum of its weights.
+    With SHARES > 1 the program computes one share of the keys: `attended` [shares, tokens, heads, size] gets the
+    weighted sum of values before its division, and `totals` [2, shares, tokens, heads] the largest score of the share
+    and the sum of its weights.
     """
     block = blocks + tl.program_id(0) * 4
     row, first, count, position = tl.load(block), tl.load(block + 1), tl.load(block + 2), tl.load(block + 3)
@@ -112,7 +129,7 @@ def _attend(  # type: ignore[no-untyped-def]
         seen = seen & ((window == 0) | (place[:, None] - at[None, :] < window))
         weight = tl.where(seen, weight, float("-inf"))
         now = tl.maximum(largest, tl.max(weight, 1))
-        finite = tl.where(now == float("-inf"), 0.0, now)  # a line that has seen no key yet
+        finite = tl.where(now == float("-inf"), 0.0, now)  # 0 for a line that has attended to no key yet
         weight = tl.exp2(weight - finite[:, None])
         fade = tl.exp2(largest - finite)
         values = tl.load(value + entry, mask=there, other=0.0)
@@ -134,7 +151,10 @@ def _attend(  # type: ignore[no-untyped-def]
 def _join(  # type: ignore[no-untyped-def]
     sums, totals, attended, heads, size, tokens, SIZE: tl.constexpr, SHARES: tl.constexpr
 ):
-    """One token of one head: the sums of all shares, each faded by how far its largest weight is from the largest."""
+    """Add the sums of all shares for one token and one head.
+
+    Each sum is multiplied by 2 ** (largest score of its share - largest score of all shares) before.
+    """
     cell = tl.program_id(0) * heads + tl.program_id(1)
     share, column = tl.arange(0, SHARES), tl.arange(0, SIZE)
     largest = tl.load(totals + share * tokens * heads + cell)

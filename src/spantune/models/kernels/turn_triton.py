@@ -1,6 +1,7 @@
-"""The Triton kernel that turns a matrix of bytes: tiles are read and written in whole lines.
+"""The Triton kernel that transposes a matrix of bytes: tiles are read and written in whole lines.
 
-Products in FP8 read both of their matrices along the sum, so that the gradient of an input takes each weight turned.
+FP8 products read both matrices along the dimension that is summed. So the gradient of an input needs the transposed
+weight.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 128  # rows and columns of a tile
+TILE = 128  # the rows, and the columns, of a tile
 
 
 def turned(matrix: Tensor) -> Tensor:
-    """Return a contiguous [columns, rows] of `matrix` [rows, columns], contiguous and of one byte an entry."""
+    """Return the transpose [columns, rows] of `matrix` [rows, columns]; both are contiguous, an entry has one byte."""
     rows, columns = matrix.shape
     target = matrix.new_empty((columns, rows))
     grid = (triton.cdiv(rows, TILE), triton.cdiv(columns, TILE))
