@@ -78,6 +78,12 @@ def attention_mask(config: ModelConfig, query: Places, key: Places, dtype: torch
     """Return the mask [1, 1, queries, keys] for the model's `forward`; a dict of masks if layers are of several kinds.
 
     The mask is 0 where the query attends to the key, and else the lowest number of `dtype`.
+
+    Args:
+        config: the configuration of the model.
+        query: the layout of the queries.
+        key: the layout of the keys.
+        dtype: the type of the mask, which is that of the queries.
     """
     kinds = layer_kinds(config)
     if kinds:

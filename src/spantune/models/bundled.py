@@ -218,8 +218,7 @@ def bundled_vocabulary(name: str) -> Metadata:
 
 
 def cache_root() -> Path:
-    """Return the folder of all caches: `$SPANTUNE_CACHE`, or else `spantune` in the system's cache folder of the user.
-    """
+    """Return the folder of all caches: `$SPANTUNE_CACHE`, or else `spantune` in the user's cache folder."""
     chosen = os.environ.get("SPANTUNE_CACHE")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("spantune", appauthor=False)
 

@@ -7,7 +7,7 @@ once as graphs, and then replayed on copies of a pack's tensors:
     real      [prefix][example 1]…[example E]
     padded    [prefix][example 1]…[example E][filler 1]…[filler F]
 
-A filler is an example without use: no other example attends to it, and the gradient of its hidden states is 0, so that
+A filler is an example without meaning: no other example attends to it, and the gradient of its hidden states is 0, so
 it adds exactly 0 to every gradient. The embedding, the layers and the last norm are captured. The operations after them
 have other shapes in every pack and are launched one by one. All graphs share one pool of memory, since a graph keeps
 nothing after its backward pass. They add to gradients at fixed addresses.

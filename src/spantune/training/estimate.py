@@ -342,7 +342,15 @@ def part_tokens(prepared: Prepared, recipe: Config, device: torch.device) -> int
 def fitting(
     prepared: Prepared, model: CausalLM, device: torch.device, available_gib: float, ranks: int = 1
 ) -> dict[str, object] | None:
-    """Return the cheapest settings with which the recipe would fit into memory, by key; None if there are none."""
+    """Return the cheapest settings with which the recipe would fit into memory, by key; None if there are none.
+
+    Args:
+        prepared: the recipe and its examples.
+        model: its model on the meta device.
+        device: the device that trains.
+        available_gib: the memory of the device that a run may fill, in GiB.
+        ranks: the number of processes that train together.
+    """
     head = head_load(prepared, model)
     for settings in _alternatives(prepared, device):
         recipe = _overridden(prepared.recipe, settings)

@@ -171,8 +171,8 @@ def _with_longest(recipe: config.Config, splits: Splits, start: Start | None) ->
     """Return the recipe with `spans.longest` filled in, if spans are read and the recipe leaves it open.
 
     The value covers the entities of train, dev and test. Nothing else is taken from the test documents; they are
-    included since a head that is too short for one of their entities would be refused. After a warm start the value is
-    at least that of the earlier head.
+    included since a head whose `longest` is too small for one of their entities would be refused. After a warm start
+    the value is at least that of the earlier head.
     """
     if recipe.task.answer != "spans" or recipe.spans.longest is not None:
         return recipe

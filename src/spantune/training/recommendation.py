@@ -106,7 +106,10 @@ def entities_a_label(documents: Sequence[Document]) -> int:
 
 
 def recommended_answer(entities: int) -> Literal["jsonl", "spans"]:
-    """Return the better way to answer a task with so many training entities per label, for models of any size."""
+    """Return the better way to answer a task, by the mean number of training entities per label.
+
+    It holds for models of any size.
+    """
     return "spans" if entities >= READ_FROM else "jsonl"
 
 

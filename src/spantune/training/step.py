@@ -335,8 +335,13 @@ def make_optimizer(
 ) -> Optimizer:
     """Make the recipe's optimizer for the parameters that require a gradient.
 
-    With `lora_plus` other than 1, the learning rate of LoRA's B is `lora_plus` times that of A (LoRA+, arXiv
-    2402.12354). If the model has a span head, its weights are the last group, with the learning rate `head_rate`.
+    If the model has a span head, its weights are the last parameter group.
+
+    Args:
+        model: the model.
+        settings: the recipe's section `train`.
+        lora_plus: the learning rate of LoRA's B divided by that of A (LoRA+, arXiv 2402.12354); 1 for plain LoRA.
+        head_rate: the learning rate of the span head.
     """
     head = head_of(model)
     if head is None:
