@@ -5,7 +5,7 @@ for the backward pass:
 
     none    its input only; all products are recomputed
     some    also the outputs of attention and of products that are not wide (the MLP's first product is wide)
-    fp8     as `most`, but the outputs of the MLP's first product are kept in 8 bits
+    fp8     as `most`, but a gated MLP that is one operator keeps its first product in 8 bits
     most    also the outputs of wide products; norms, activations and quantised inputs are recomputed
 
 The random choices of an adapter's dropout are always kept.

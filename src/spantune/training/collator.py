@@ -48,8 +48,9 @@ class Batch:
     Attributes:
         examples: the examples of the step.
         parts: packs or padded rows.
-        weight: the number by which the summed loss of all parts is divided: the number of examples where spans are read
-            or `train.normalize=examples`, else the number of target tokens.
+        weight: the number by which the summed loss of all parts is divided. With masked examples it is the number of
+            masked tokens; otherwise it is the number of examples if spans are read or `train.normalize=examples`, and
+            else the number of target tokens.
         tokens: positions without padding.
         padding: positions of padding.
         limits: the collator's limits with which the parts were made.

@@ -272,8 +272,8 @@ class _Parts:
     def _hold_out(self, *, single: bool) -> None:
         """Hold out the first documents as dev.
 
-        Splits are made instead if there are several corpora, or if a text or all documents of a label would be on one
-        side wrongly.
+        Splits are made instead if there are several corpora, if a text would be in both train and dev, or if a label
+        would be on one side only (see `_one_sided`).
 
         Args:
             single: whether there is one training corpus only.

@@ -1,9 +1,8 @@
 """A guard against steps whose loss or gradient is not finite, and a warning of losses that jump.
 
 A step with such a loss or gradient would ruin the weights. `train.on_nan` says whether the run stops or the step is
-skipped; the message names the documents of the step, but does not find out which of them is the cause. After more than
-MOST_SKIPPED such steps in a row the run stops in both cases. If the loss jumps, a warning is logged and the step is
-taken.
+skipped; the message names the documents of the step, but not which of them is the cause. A run that skips steps stops
+after more than MOST_SKIPPED of them in a row. If the loss jumps, a warning is logged and the step is taken.
 """
 
 from __future__ import annotations

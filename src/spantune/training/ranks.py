@@ -46,8 +46,8 @@ Value = TypeVar("Value")
 class Ranks:
     """The processes of a run. By default this process is the only one, and nothing is sent.
 
-    Every method that exchanges values must be called by all ranks, in the same order. It raises RankLost if another
-    rank has ended or does not answer.
+    Every method that exchanges values (all except `is_stop_asked`) must be called by all ranks, in the same order. It
+    raises RankLost if another rank has ended or does not answer.
 
     Args:
         rank: the rank of this process, from 0.

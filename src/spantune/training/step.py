@@ -42,9 +42,9 @@ class StepResult:
     """The figures of a step.
 
     Attributes:
-        loss: the loss per target token, or per example (see `Batch.weight`); a float32 scalar on the device. It is 0
-            for a step that was left out.
-        gradient_norm: the norm of the gradient before it is clipped, without the head's.
+        loss: the loss per target token, or per example (see `Batch.weight`); a float32 scalar on the device. It is 0 if
+            the loss was not finite and the step was skipped.
+        gradient_norm: the norm of the gradient before it is clipped, without that of the span head.
         learning_rate: the learning rate of the first parameter group.
     """
 
