@@ -115,7 +115,7 @@ class Document:
         return entities_html(self)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the document as the native JSON object; see `to_record`."""
+        """Return the document as the native JSON object: id, text, entities with their surface, and any `meta`."""
         return to_record(self)
 
     def surface(self, entity: Entity) -> str:

@@ -1,4 +1,4 @@
-"""JSON text for files. NaN and Infinity, which Python would write although JSON has no such numbers, are refused."""
+"""JSON text for files, in which NaN and infinite numbers are refused, although Python's `json` would write them."""
 
 from __future__ import annotations
 
