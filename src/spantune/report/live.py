@@ -1,4 +1,4 @@
-"""The live report of runs that train: their present figures, and the part of a web page that shows them.
+"""The growing report of runs that train: their present figures, and the part of a web page that shows them.
 
 Each time, only the new lines of a run's `metrics.jsonl` are read. A resumed run writes this file again, which is
 noticed by its inode. Nothing is written and no model is loaded, so a run that trains is not disturbed.

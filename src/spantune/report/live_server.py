@@ -1,4 +1,4 @@
-"""The web server of the live report, which serves the pages of the module `live` to a browser on this machine.
+"""The web server of the growing report, which serves the pages of the module `live` to a browser on this machine.
 
 It listens on 127.0.0.1 only and answers only GET requests whose header Host is `127.0.0.1` or `localhost`. So a web
 site that lets its own name resolve to this machine (DNS rebinding) can read nothing. The pages load nothing from
@@ -25,7 +25,7 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The content security policy of the live page. The HTML page has a further one, which allows only its own script."""
+"""The content security policy of the growing report. The HTML of the page allows only its own script, by its hash."""
 _REPORT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'; sandbox allow-scripts allow-popups allow-downloads"
@@ -33,7 +33,7 @@ _REPORT_POLICY = (
 
 
 class LiveServer:
-    """A server of the live report of one run, or of the runs of a folder.
+    """A server of the growing report of one run, or of the runs of a folder.
 
     Args:
         path: a run folder, or a folder that contains run folders.
