@@ -205,7 +205,8 @@ def plan(
 
     The exit code is 1 if a check fails.
 
-    What is unlikely to work, such as too few optimizer steps, is a warning, which does not change the exit code.
+    A setting that is unlikely to work, such as too few optimizer steps, gives a warning and does not change the exit
+    code.
 
     Examples:
 

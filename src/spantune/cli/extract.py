@@ -412,7 +412,13 @@ def _report_file(tally: Tally, target: Target) -> None:
 
 
 def _close(tally: Tally, seconds: float, written: Path | str | None) -> None:
-    """Say in a line what this call did: documents, entities, time, problems by their kind, and where the output is."""
+    """Print in one line the result of this call: documents, entities, time, problems by kind, and the output.
+
+    Args:
+        tally: the counts.
+        seconds: the time since the engine was loaded.
+        written: the output file or folder; None if there is none.
+    """
     documents, entities = number(tally.extracted, "document"), number(tally.entities, "entity", "entities")
     kinds = ", ".join(f"{count} {kind}" for kind, count in tally.problems.most_common())
     where = f"; written to {written}" if written else ""

@@ -68,8 +68,8 @@ def init(
 ) -> None:
     """Write a recipe for a corpus: labels, language, splits and hyperparameters, each with a comment.
 
-    On a terminal it asks up to three questions; with --model, --answer and --test, or without a terminal, none. Give
-    the name of a recipe that comes with spantune to copy it.
+    On a terminal, it asks for the model, the answer format and a test corpus if the options do not give them. Give the
+    name of a recipe that comes with spantune to copy it.
 
     Examples:
 

@@ -148,7 +148,7 @@ def sync(
 ) -> None:
     """Send the record of a run to SwanLab's cloud: a run that was tracked offline or locally, or was killed.
 
-    A run is sent once. The key is read from SWANLAB_API_KEY.
+    A run is sent once. The API key is read from SWANLAB_API_KEY, or from what swanlab login has stored.
 
     Example: spantune sync runs/demo
     """

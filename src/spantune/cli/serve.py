@@ -1,4 +1,4 @@
-"""The command `spantune serve`."""
+"""The command `spantune serve`, which serves runs over HTTP."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def print_table(
     from rich.table import Column, Table
 
     file = stream or sys.stdout
-    if file is None:  # closed
+    if file is None:  # the stream is closed
         return
     table = Table(*(Column(printable(name), overflow="fold") for name in header), box=None, pad_edge=False)
     for number in right:
@@ -335,7 +335,7 @@ class StderrHandler(logging.Handler):
         self.setFormatter(SafeFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
+        """Print a record, unless the verbosity is `quiet` and the record is not an error."""
         if not _is_quiet or record.levelno >= logging.ERROR:
             complain(self.format(record))
 

@@ -189,7 +189,7 @@ class BestAdapter:
         self.save, self.copy = save, copy
         self.step: int | None = None
         self.f1 = -math.inf
-        self._unsaved: tuple[Mapping[str, Any], dict[str, object]] | None = None  # weights and evaluation
+        self._unsaved: tuple[Mapping[str, Any], dict[str, object]] | None = None  # (weights, evaluation.json)
 
     def offer(self, step: int, values: Mapping[str, float]) -> bool:
         """Keep the present adapter of the model if its evaluation is the best so far, or as good as the best.

@@ -57,7 +57,7 @@ class Claim:
             self._acquire(self._part)
         except RunError as error:
             raise exists if self.folder.exists() else error from None
-        if self.folder.exists():  # another process was faster
+        if self.folder.exists():  # another process has created it meanwhile
             self.__exit__()
             raise exists
         return self

@@ -245,7 +245,7 @@ def _equals(value: object, expected: str) -> bool:
         return True
     try:
         wanted = parse_value(expected)
-    except ConfigError:  # a pattern
+    except ConfigError:  # `expected` is not a value, but a pattern, which did not match
         return False
     if isinstance(value, bool):
         return wanted is value or str(wanted).lower() in (_TRUE if value else _FALSE)

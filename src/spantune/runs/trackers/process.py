@@ -287,7 +287,7 @@ def _leave(replies: IO[str], printed: _PrintedLines, failure: str | None) -> NoR
     """
     printed.close()
     _reply(replies, {"failure": failure})
-    os._exit(0 if failure is None else 1)  # an SDK's threads may still wait for its cloud
+    os._exit(0 if failure is None else 1)  # not sys.exit, since threads of an SDK may still wait for its cloud
 
 
 def _serve(tracker: Tracker, seconds: float, calls: IO[bytes], replies: IO[str]) -> None:
