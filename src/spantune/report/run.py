@@ -218,8 +218,8 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     if thresholds:
         facts["thresholds chosen on dev"] = listed(thresholds)
     stored = Calibration.load(run.folder.path)
-    # not for a run that reads spans: its predictions lack the spans below its own thresholds, of which a stored
-    # calibration may keep some
+    # not for a run that reads spans: its predictions lack the spans below its own thresholds, although the stored
+    # calibration might keep some of them
     if stored and run.writes and (stored.threshold is not None or stored.label_thresholds):
         micro = run.scores([stored.apply(document)[0] for document in _documents(predicted)]).micro
         bounds = interval(micro.f1_low, micro.f1_high) or TOO_FEW
