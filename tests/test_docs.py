@@ -281,6 +281,12 @@ def test_every_private_name_of_a_library_is_in_the_table() -> None:
         for node in part
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     }
+    ours |= {
+        node.target.id
+        for part in nodes.values()
+        for node in part
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)  # the fields of a dataclass
+    }
     public = {"_asdict", "_replace", "_fields", "_exit"}  # documented with their underscore
     table = " ".join(_private_apis())
     for path, part in nodes.items():

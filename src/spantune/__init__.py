@@ -6,7 +6,8 @@
     document = spantune.load(result.folder).extract("患者因急性阑尾炎行腹腔镜手术。")
     print([(document.surface(entity), entity.label, entity.score) for entity in document.entities])
 
-The names below are the public ones; all else may move. torch is imported when a name needs it.
+The names below are the public ones; every other name may move or change. torch is imported only when a name that needs
+it is first used.
 """
 
 from __future__ import annotations
@@ -112,10 +113,11 @@ def __getattr__(name: str) -> object:
     """Import a public name on its first use.
 
     Raises:
-        ConfigError: spantune does not run on this system.
+        AttributeError: the package has no such name.
+        ConfigError: spantune does not run on this system, or a package that the name needs is not installed.
     """
     if name in __all__:
         require_system()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm's import in a notebook
+        warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm warns so when a notebook imports it
         return _import(name)

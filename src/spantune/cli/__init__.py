@@ -1,7 +1,7 @@
-"""The command line: parse, call, print, exit code. No logic lives here, and no torch is imported for --help.
+"""The command line: each command parses its arguments, calls the library, prints the result and sets the exit code.
 
-Tables and JSON go to stdout, messages to stderr. Exit codes: 0 success, 1 a check failed, 2 wrong use or a file that
-cannot be used, 70 a bug of ours.
+It has no other logic, and it does not import torch for --help. Tables and JSON go to stdout, messages to stderr. Exit
+codes: 0 for success, 1 if a check failed, 2 for wrong use or a file that cannot be used, 70 for a bug of spantune.
 """
 
 from __future__ import annotations
@@ -48,22 +48,25 @@ if TYPE_CHECKING:
 
 
 BUG = 70
-"""The exit code of a bug of ours: EX_SOFTWARE of sysexits.h."""
+"""The exit code for a bug of spantune: EX_SOFTWARE of sysexits.h."""
 _WrongUse = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
-"""What typer raises for wrong use of the command line: ClickException, whose name it does not export."""
+"""The error that typer raises for wrong use of the command line: ClickException, which typer does not export."""
 
 VERBOSITY = ("-q", "--quiet", "-v", "--verbose")
 NAME = "spantune"
-"""What the program is called in help and errors, however it was started."""
+"""The name of the program in help and errors, however it was started."""
 
 app = App(name=NAME, help="Fine-tune open LLMs into entity extractors whose every entity is in the text.")
 app.add_typer(data.app, name="data")
 
-# A command has as many parameters as options: typer reads them from the signature.
+# Commands have many parameters, since typer reads the options from the signature.
 
 
 def main() -> NoReturn:
-    """Run the command line; an error is one sentence on stderr and exit code 2, or 70 where it is a bug of ours."""
+    """Run the command line and exit.
+
+    An error is printed as one sentence on stderr, and the exit code is 2, or 70 for a bug of spantune.
+    """
     guard_terminal()
     try:
         require_system()
@@ -81,13 +84,13 @@ def main() -> NoReturn:
     except ModuleNotFoundError as error:
         missing = missing_train(error)
         code = _fail(str(missing)) if missing else _report_bug(error)
-    except Exception as error:  # a bug: its traceback is kept for the report of it
+    except Exception as error:  # a bug of spantune: its traceback goes into a log file, for a bug report
         code = _report_bug(error)
     sys.exit(code or 0)
 
 
 def _with_verbosity_first(arguments: list[str]) -> list[str]:
-    """The arguments with `-q` and `-v` before the command, so that they may stand after it too."""
+    """Return the arguments with `-q` and `-v` moved before the command, so that users may also give them after it."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     flags = [argument for argument in arguments[:end] if argument in VERBOSITY]
     return [*flags, *(argument for argument in arguments[:end] if argument not in VERBOSITY), *arguments[end:]]
@@ -98,14 +101,20 @@ def _fail(sentence: str, *, is_lost: bool = False) -> int:
 
 
 def _tell(sentence: str, code: int, *, is_lost: bool = False) -> int:
-    """Print an error, unless this is one of several training processes and another one has failed before it.
+    """Print an error, unless this is one of several training processes and another process failed first.
 
-    Returns the exit code, which is that of the process that failed first.
+    Args:
+        sentence: the error message.
+        code: the exit code for it.
+        is_lost: whether the error only says that another process has ended.
+
+    Returns:
+        the exit code of the process that failed first.
     """
     if len(sys.argv) > 1 and sys.argv[1] == "train" and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         from spantune.training import first_failure
 
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends this process too, once it has spoken
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # otherwise the launcher ends it before it has printed
         code_of_first = first_failure(code, is_lost=is_lost)
         if code_of_first is not None:
             return code_of_first
@@ -115,7 +124,10 @@ def _tell(sentence: str, code: int, *, is_lost: bool = False) -> int:
 
 
 def _wrong_use(error: typer.BadParameter) -> int:
-    """Say in a line what is wrong with the arguments and where they are explained; a bare group shows its help."""
+    """Print in one line what is wrong with the arguments and which help explains them, and return the exit code.
+
+    For a group of commands without a command, the help of the group is printed.
+    """
     context = error.ctx
     message = error.format_message().rstrip(".")
     if "\n" in message and context is not None and message == context.get_help().rstrip("."):
@@ -130,7 +142,7 @@ def _wrong_use(error: typer.BadParameter) -> int:
 
 
 def _report_bug(error: Exception) -> int:
-    """Write the traceback of a bug into a log file, and say in a line where it is."""
+    """Write the traceback of a bug into a log file, print in one line where it is, and return the exit code."""
     path = log_crash(error)
     where = f"the traceback is in {path}" if path else "its traceback could not be written"
     return _tell(
@@ -193,7 +205,8 @@ def plan(
 
     The exit code is 1 if a check fails.
 
-    What is unlikely to work, such as too few optimizer steps, is a warning, which does not change the exit code.
+    A setting that is unlikely to work, such as too few optimizer steps, gives a warning and does not change the exit
+    code.
 
     Examples:
 

@@ -1,6 +1,6 @@
 """The command `spantune calibrate`.
 
-As in `cli`, there is no logic here: the table or JSON goes to stdout, messages to stderr.
+The table or JSON goes to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from spantune.metrics import Calibration, Evidence, Figures
 
 
-# A command has as many parameters as options: typer reads them from the signature.
+# Commands have many parameters, since typer reads the options from the signature.
 
 
 def calibrate(
@@ -99,7 +99,11 @@ def calibrate(
 
 
 def _precision(objective: str) -> float | None:
-    """Parse the objective: the precision to reach; None for the best F1."""
+    """Return the precision that the option --objective asks for; None if it asks for the best F1.
+
+    Raises:
+        ConfigError: the objective is neither `f1` nor `precision=NUMBER` with a number over 0 and up to 1.
+    """
     if objective == "f1":
         return None
     name, _, value = objective.partition("=")

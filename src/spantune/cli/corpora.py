@@ -1,6 +1,6 @@
-"""The commands `spantune data merge` and `map`: unite corpora, and give labels other names.
+"""The commands `spantune data merge` and `map`: merge corpora, and give labels other names.
 
-As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stderr.
+Tables and JSON go to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def map_labels(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Give labels other names, join several into one, or drop one.
+    """Give labels other names, join several labels into one, or drop a label.
 
-    All names are replaced at once, so that A=B B=A swaps two. Entities that become the same are kept once.
+    All names are replaced at once, so that A=B B=A swaps two labels. Entities that become equal are kept once.
 
     Examples:
 

@@ -1,6 +1,6 @@
-"""The commands of `spantune data`: convert, check and split corpora; `inspect` and `corpora` have the others.
+"""The commands `spantune data convert`, `check` and `split`; the modules `inspect` and `corpora` have the others.
 
-As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stderr.
+Tables and JSON go to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def convert(
 ) -> None:
     """Convert a corpus to another format.
 
-    What was repaired on reading, and what the new format has no place for, is counted on stderr.
+    Counts of what was repaired on reading, and of what the new format cannot hold, are printed on stderr.
 
     Examples:
 
@@ -155,7 +155,7 @@ def check(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Check annotated files: what is wrong, how often and where. The exit code is 1 if there is an error.
+    """Check annotated files: report what is wrong, how often and where. The exit code is 1 if there is an error.
 
     With --fix, the corrected copy is checked, and a log beside it lists every change.
 
@@ -260,8 +260,8 @@ def split(
 ) -> None:
     """Split a corpus so that every split has its share of every label, and no two splits share a text.
 
-    Near-duplicates stay in one split, and documents that are added to the corpus later move no earlier document. Writes
-    train.jsonl, dev.jsonl, test.jsonl and a record of the split, split.json, into a new folder.
+    Near-duplicates stay in one split. If documents are added to the corpus later, the earlier ones stay in their split.
+    Writes train.jsonl, dev.jsonl, test.jsonl and a record of the split, split.json, into a new folder.
 
     Examples:
 
@@ -315,7 +315,11 @@ def _finding_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def _label_set(labels: str | None, recipe: Path | None, overrides: list[str]) -> tuple[str, ...]:
-    """The label set of the options; () for none."""
+    """Return the label set of the options --labels or --recipe; () if neither is given.
+
+    Raises:
+        ConfigError: both options are given, or --labels names no label.
+    """
     if labels is not None and recipe is not None:
         raise ConfigError("give either --labels or --recipe; both say what the labels are")
     if recipe is not None:
@@ -330,17 +334,25 @@ def _label_set(labels: str | None, recipe: Path | None, overrides: list[str]) ->
 
 
 def _token_counter(budget: int | None, source: str | None) -> Callable[[Sequence[str]], Sequence[int]] | None:
-    """A function that counts the tokens of texts under the tokenizer `source`; None without a budget."""
+    """Return a function that counts the tokens of each text with a tokenizer; None if no budget is given.
+
+    Args:
+        budget: the value of --max-tokens.
+        source: the value of --tokenizer: a model source or a folder.
+
+    Raises:
+        ConfigError: only one of the two is given.
+    """
     if (budget is None) != (source is None):
         raise ConfigError("--max-tokens and --tokenizer go together: a budget counts under one tokenizer")
     if source is None:
         return None
-    _tokenizer(source)  # says what is wrong before anything is read
+    _tokenizer(source)  # loaded now, so that an error is reported before the corpus is read
     return partial(_count_tokens, source)
 
 
 def _count_tokens(source: str, texts: Sequence[str]) -> list[int]:
-    """Count the tokens of each of the texts; in whichever process that is."""
+    """Return the number of tokens of each text. It can be pickled, so that worker processes can call it."""
     tokenizer = _tokenizer(source)
     return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
 

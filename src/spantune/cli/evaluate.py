@@ -1,6 +1,6 @@
 """The commands `spantune evaluate`, `compare` and `report`: score a run or a file, and compare systems.
 
-As in `cli`, there is no logic here: tables and JSON go to stdout, messages to stderr.
+Tables and JSON go to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ ReportFolder = Annotated[
 REPORT_FILES = ("report.html", "report.md", "scores.json")
 
 
-# A command has as many parameters as options: typer reads them from the signature.
+# Commands have many parameters, since typer reads the options from the signature.
 
 
 def evaluate(
@@ -215,7 +215,12 @@ def report(run: Run) -> None:
 
 @dataclass(frozen=True)
 class _Reading:
-    """How corpora are read: their format, which is detected if it is None, and what else the user says of them."""
+    """How corpora are read.
+
+    Args:
+        format: the corpus format; detected from the content of a file if None.
+        options: the other options of reading, such as the encoding.
+    """
 
     format: str | None
     options: Options
@@ -227,7 +232,7 @@ class _Reading:
         return formats.read(path, self.format, self.options)
 
     def documents(self, path: str) -> Sequence[Document]:
-        """Read the documents of a corpus; what the reader repaired is reported on stderr."""
+        """Read the documents of a corpus, and print on stderr what the reader repaired."""
         corpus = self.corpus(path)
         for note, count in corpus.notes.items():
             say(f"{corpus.name}: {count} × {note}")
@@ -236,14 +241,14 @@ class _Reading:
 
 @dataclass(frozen=True)
 class _How:
-    """How to read and to score.
+    """How files are read and predictions are scored.
 
     Args:
         protocol: what counts as correct.
         reading: how the files are read.
-        limit: how many documents to use; None for all.
+        limit: the maximum number of documents; None for all.
         labels: the label set, separated by commas; None for the labels of the documents.
-        train: the training documents, for the slices of seen and unseen surfaces.
+        train: the training documents, for the slices of seen and unseen surfaces; None if they are not given.
     """
 
     protocol: Protocol
@@ -254,7 +259,11 @@ class _How:
 
     @property
     def codes(self) -> list[str] | None:
-        """The label set as given; None for the labels of the documents."""
+        """The given label set; None for the labels of the documents.
+
+        Raises:
+            ConfigError: the option names no label.
+        """
         if self.labels is None:
             return None
         codes = [code for code in (part.strip() for part in self.labels.split(",")) if code]
@@ -265,7 +274,7 @@ class _How:
 
 @dataclass(frozen=True)
 class _Decoding:
-    """How a run extracts."""
+    """The options with which a run extracts; see the options of the command `evaluate`."""
 
     grounded: bool
     min_score: float | None
@@ -274,7 +283,7 @@ class _Decoding:
 
 
 def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple[dict[str, object], Report]:
-    """Extract with a run's adapter and save the predictions in its folder; returns the figures and their report."""
+    """Extract with a run and save the predictions in its folder; return the figures and the content of their report."""
     folder = RunFolder(run)
     recipe = folder.config()
     log_crashes_into(run)
@@ -321,7 +330,7 @@ def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple
 
 
 def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object], Report]:
-    """Score one file against another; returns the figures and their report."""
+    """Score a file of predictions against a gold file; return the figures and the content of their report."""
     from spantune.core import from_document
     from spantune.metrics import labels_of, score
     from spantune.report import Report
@@ -352,13 +361,13 @@ def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object
 
 
 def _label_names(paths: Sequence[Path], codes: Sequence[str]) -> dict[str, str]:
-    """Return the names of `codes` in the first run among `paths`; without a run, the codes."""
+    """Return code to name for `codes`, with the names of the first run among `paths`; a code without a name is kept."""
     names = _task_names(paths)
     return {code: names.get(code, code) for code in codes}
 
 
 def _task_names(paths: Sequence[Path]) -> dict[str, str]:
-    """Return code to name of the task of the first run among `paths`; nothing without a run."""
+    """Return code to name for the labels of the first run among `paths`; empty if none is a run folder."""
     from spantune.core import TaskSpec
 
     run = next((path for path in paths if RunFolder(path).is_run), None)
@@ -374,7 +383,16 @@ def _print_scores(figures: dict[str, object], as_json: bool) -> None:
 
 
 def _require_report_folder(folder: Path | None, inputs: Iterable[str | Path | None], force: bool) -> None:
-    """Check, before anything is measured, that a report can be written into the folder."""
+    """Check that a report can be written into a folder, before predictions are made and scored.
+
+    Args:
+        folder: the folder of the option --report; None if it is not given.
+        inputs: the files and folders that the command reads.
+        force: whether an existing report may be replaced.
+
+    Raises:
+        ConfigError: a report cannot be written there.
+    """
     if folder is None:
         return
     if RunFolder(folder).is_run:
@@ -388,7 +406,11 @@ def _require_report_folder(folder: Path | None, inputs: Iterable[str | Path | No
 
 
 def _existing(folder: Path) -> Path:
-    """Make the folder where it does not exist, and return it."""
+    """Create a folder if it does not exist, and return it.
+
+    Raises:
+        ConfigError: the folder cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

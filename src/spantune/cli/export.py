@@ -1,6 +1,6 @@
 """The command `spantune export`.
 
-As in `cli`, there is no logic here: the table or JSON goes to stdout, messages to stderr.
+The table or JSON goes to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORM = "What is written"
 HUB = "A hub"
 COMPARISON = "How it is compared with the run"
 
-# A command has as many parameters as options: typer reads them from the signature.
+# Commands have many parameters, since typer reads the options from the signature.
 
 
 def export(
@@ -98,7 +98,8 @@ def export(
 ) -> None:
     """Export a run for other engines: merged weights, a plain adapter, GGUF, or weights with a head and its loader.
 
-    What was written is loaded again as others load it, and compared with the run; if it differs, nothing is exported.
+    The export is loaded again as another engine loads it, and compared with the run. If they differ, nothing is
+    exported.
 
     Examples:
 

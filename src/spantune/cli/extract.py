@@ -1,6 +1,6 @@
 """The command `spantune extract`.
 
-As in `cli`, there is no logic here: results go to stdout or a file, messages to stderr.
+Results go to stdout or a file, messages to stderr.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 
 SERVER = "Asking a server"
-"""The section of the help page for the options of `--url`, with `--engine openai` or `ray`."""
+"""The section of the help page for options about a server, which `--engine openai` and `--engine ray` may use."""
 
 MANY = "Many processes"
-"""The section of the help page for the options of `--devices` and `--engine ray`."""
+"""The section of the help page for options about several processes, with `--devices` or `--engine ray`."""
 
-# A command has as many parameters as options: typer reads them from the signature, which is half of its lines.
+# Commands have many parameters, since typer reads the options from the signature. Here they are half of the lines.
 
 
 def extract(
@@ -208,7 +208,8 @@ def extract(
     recipe = _recipe(run, [*overrides, *(sets or [])], batch_size)
     server = None
     if url is not None:
-        from spantune.extraction import Server  # as Task below, it needs the extra train, which errors of use do not
+        # imported late, like Task below: it needs the extra train, and errors of use are reported without this extra
+        from spantune.extraction import Server
 
         server = Server(url, model, grammar, concurrency, timeout)
     if engine == "ray":
@@ -227,7 +228,7 @@ def extract(
     labels = RunFolder(run).task().labels if to == "label_studio" else ()
     reads = RunFolder(run).task().reads
     if uncertain is not None and min_score is None and not reads:
-        min_score = 0  # what a threshold would leave out is what a person should look at
+        min_score = 0  # entities below the threshold are those that a person should look at
     view = ExtractionView.of_run(run, min_score) if html else None
     target = Target(out, to, html, resume, nested, force, uncertain=uncertain, labels=labels, view=view)
     target.check([*files, *parts_read([run])])
@@ -276,17 +277,25 @@ def extract(
 
 @dataclass
 class _Work:
-    """The documents that are not done yet, and the engine for them, which is loaded only where there is one."""
+    """The remaining documents, and their engine, which is loaded only if there is at least one document.
+
+    Args:
+        documents: the documents that are not done yet.
+        load: loads the engine.
+        total: the number of these documents, for the progress bar; None if it is not known.
+        calibration: the calibration of the engine; None if it has none or is not loaded yet.
+        started: the time of `perf_counter` at which the engine was loaded; None before.
+    """
 
     documents: Iterator[Prediction]
     load: Callable[[], Engine]
     total: int | None
     calibration: Calibration | None = None
     started: float | None = None
-    """When the engine was ready, by `perf_counter`."""
+    """The time of `perf_counter` at which the engine was loaded; None before."""
 
     def results(self) -> Iterator[Extraction]:
-        """Yield an Extraction for each document."""
+        """Load the engine, and yield an Extraction for each document in order, with a progress bar."""
         from spantune.core import track
 
         for first in self.documents:
@@ -297,14 +306,25 @@ class _Work:
 
 
 def _refuse_on_ray(options: Mapping[str, object]) -> None:
-    """Check that none of the options is given that Ray's workers do not know."""
+    """Check that no option is given that `--engine ray` does not support.
+
+    Args:
+        options: the name of each such option to its value.
+
+    Raises:
+        ConfigError: one of them is given.
+    """
     for option, value in options.items():
         if value not in (None, False):
             raise ConfigError(f"{option} is not of --engine ray, which writes a folder of parts; drop one of the two")
 
 
 def _on_ray(task: Task, cluster: Cluster, out: Path | None, to: str, *, resume: bool) -> int:
-    """Extract on Ray; returns the exit code."""
+    """Extract with Ray, and return the exit code.
+
+    Raises:
+        ConfigError: `out` is not given, or Ray cannot write the format `to`.
+    """
     from spantune.extraction import Tally, extract_on_ray
 
     if out is None:
@@ -313,7 +333,7 @@ def _on_ray(task: Task, cluster: Cluster, out: Path | None, to: str, *, resume: 
         )
     if to not in ("native", "parquet"):
         raise ConfigError(f"--engine ray writes native or parquet, not {to}; convert its parts: spantune data convert")
-    folder = re.sub(r"^([a-z][a-z0-9+.-]*):/(?!/)", r"\1://", str(out))  # a Path has one slash where a URL has two
+    folder = re.sub(r"^([a-z][a-z0-9+.-]*):/(?!/)", r"\1://", str(out))  # Path has turned // of a URL into one slash
     folder = re.sub("^file://(?!/)", "file:///", folder)
     tally, started = Tally(), time.perf_counter()
     quiet_children()
@@ -327,7 +347,12 @@ def _on_ray(task: Task, cluster: Cluster, out: Path | None, to: str, *, resume: 
 
 
 def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
-    """Return the recipe of a run with the settings of this call."""
+    """Return the recipe of a run with the settings `extract.key=value` of this call.
+
+    Raises:
+        ConfigError: an override is for another section, or is not valid.
+        RunError: the folder is not a run folder.
+    """
     from spantune.core import load_config
 
     folder = RunFolder(run)
@@ -342,7 +367,13 @@ def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
 
 
 def _report(tally: Tally, calibration: Calibration | None, target: Target | None) -> None:
-    """Report on stderr what was counted, and of the file `target` whether there is a journal to resume."""
+    """Print on stderr the counts of an extraction: dropped entities, notes, failures, and facts about the output file.
+
+    Args:
+        tally: the counts.
+        calibration: the calibration of the engine; None if there is none.
+        target: the output; None with Ray.
+    """
     from spantune.extraction import SHOWN
 
     report_left_out(calibration, tally.below_threshold)
@@ -361,7 +392,7 @@ def _report(tally: Tally, calibration: Calibration | None, target: Target | None
 
 
 def _report_file(tally: Tally, target: Target) -> None:
-    """Report what is not in the file, what was chosen, and what can be done with it."""
+    """Print which documents are not in the output file, which were chosen, and what the user can do with the file."""
     from spantune.extraction import partial
 
     if tally.not_representable:
@@ -381,7 +412,13 @@ def _report_file(tally: Tally, target: Target) -> None:
 
 
 def _close(tally: Tally, seconds: float, written: Path | str | None) -> None:
-    """Say in a line what this call did: documents, entities, time, problems by their kind, and where the output is."""
+    """Print in one line the result of this call: documents, entities, time, problems by kind, and the output.
+
+    Args:
+        tally: the counts.
+        seconds: the time since the engine was loaded.
+        written: the output file or folder; None if there is none.
+    """
     documents, entities = number(tally.extracted, "document"), number(tally.entities, "entity", "entities")
     kinds = ", ".join(f"{count} {kind}" for kind, count in tally.problems.most_common())
     where = f"; written to {written}" if written else ""

@@ -1,7 +1,8 @@
-"""How the commands show their help: at the terminal's width, examples whole, options in sections, names listed.
+"""The layout of the help pages: wrapped at the width of the terminal, with options in sections, examples and lists.
 
-`App` is a typer application whose commands are shown so. An example stands in a command's docstring after `Example: `,
-or in lines indented by four spaces after `Examples:`; it is never wrapped, so that it can be copied.
+`App` is a typer application whose commands have this layout. The docstring of a command has its example after
+`Example: `, or several examples after `Examples:`, each indented by four spaces. Examples are never wrapped, so that
+they can be copied.
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ from spantune.cli.names import LISTS
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 WIDEST = 120
-"""The most columns that help takes; longer lines are hard to read."""
+"""The maximum number of columns of a help page, since longer lines are hard to read."""
 LEFT = 30
-"""The widest column of names; what a longer name means begins on the next line."""
+"""The maximum width of the column of names. The description of a longer name begins on the next line."""
 GAP = 2
+"""The number of spaces between the column of names and the descriptions."""
 _TYPES = {"str": "TEXT", "path": "PATH", "int": "NUMBER", "float": "NUMBER"}
 _TYPE = re.compile(r"<(?:list\[)?(\w+)(?: range)?\]?>")
 _CHOICES = re.compile(r"<([^<>]*\|[^<>]*)>")
 
 
 class Command(TyperCommand):
-    """A command whose help is laid out here.
+    """A command whose help page is made by this module.
 
-    Args:
-        listed: the names that its help lists at the end, keys of `names.LISTS`.
+    The class attribute `listed` has the titles of the lists at the end of its help page, which are keys of
+    `names.LISTS`.
     """
 
     listed: tuple[str, ...] = ()
@@ -43,9 +45,9 @@ class Command(TyperCommand):
         super().__init__(name, **settings)
         for parameter in self.params:
             if isinstance(parameter, TyperArgument) and parameter.metavar is None:
-                parameter.metavar = parameter.name.upper()  # as errors name it too
+                parameter.metavar = parameter.name.upper()  # errors use this name too
 
-    def get_help(self, ctx: Any) -> str:  # typer's class of contexts is private
+    def get_help(self, ctx: Any) -> str:  # Any, since the class of contexts is private in typer
         """Return the help page."""
         return "\n".join(_page(self, ctx, self.listed))
 
@@ -55,7 +57,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands whose help is laid out here."""
+    """A group of commands whose help page is made by this module."""
 
     def get_help(self, ctx: Any) -> str:
         """Return the help page."""
@@ -63,23 +65,29 @@ class Group(TyperGroup):
 
 
 class App(typer.Typer):
-    """A typer application whose commands and help are those of this module."""
+    """A typer application whose help pages are made by this module."""
 
     def __init__(self, **settings: Any):
         settings = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False, **settings}
         names = {"help_option_names": ["-h", "--help"]}
         super().__init__(cls=Group, context_settings=names, **settings)
 
-    def command(  # type: ignore[override]  # of typer's settings these are the ones that are used
+    def command(  # type: ignore[override]  # only the settings of typer that are used here
         self, name: str | None = None, *, listed: Iterable[str] = (), hidden: bool = False
     ) -> Callable[[Function], Function]:
-        """Return a decorator that makes a function a command; `listed` are the names that its help lists."""
+        """Return a decorator that makes a function a command.
+
+        Args:
+            name: the name of the command; that of the function if None.
+            listed: the titles of the lists at the end of its help page, keys of `names.LISTS`.
+            hidden: whether the command is left out of the list of commands.
+        """
         kind = type("Command", (Command,), {"listed": tuple(listed)})
         return super().command(name, cls=kind, hidden=hidden)
 
 
 def usage(command: TyperCommand) -> list[str]:
-    """Return the words of a command's usage line after its name: required options, arguments, `[OPTIONS]`."""
+    """Return the words of the usage line after the name of a command: arguments, required options and `[OPTIONS]`."""
     words = []
     for parameter in command.params:
         if isinstance(parameter, TyperArgument) and not parameter.hidden:
@@ -91,13 +99,13 @@ def usage(command: TyperCommand) -> list[str]:
 
 
 def argument_name(argument: TyperArgument) -> str:
-    """Return an argument as help shows it: `RUN`, or `FILES...` for several."""
+    """Return the name of an argument in the help: `RUN`, or `FILES...` if it may be given several times."""
     name = str(argument.metavar)
     return name if argument.nargs == 1 else f"{name}..."
 
 
 def examples(text: str) -> tuple[list[str], list[str]]:
-    """Return the paragraphs of a docstring, each in one line, and its examples, each as it stands."""
+    """Return the paragraphs of a docstring, each in one line, and its examples, each unchanged."""
     paragraphs, shown = [], []
     for block in inspect.cleandoc(text).split("\n\n"):
         if block.startswith("Example: "):
@@ -133,12 +141,12 @@ def _page(command: TyperCommand | TyperGroup, ctx: Any, listed: Iterable[str]) -
 
 
 def first_sentence(text: str) -> str:
-    """Return what a list of commands says of one: the first sentence of its help, without the full stop."""
+    """Return the description of a command in the list of commands: the first sentence of its help, without the stop."""
     return re.split(r"(?<=\.)\s", " ".join(inspect.cleandoc(text).split()), maxsplit=1)[0].rstrip(".")
 
 
 def _sections(command: TyperCommand | TyperGroup, ctx: Any) -> dict[str, list[tuple[str, str]]]:
-    """The rows of arguments and options by the section's title, in the order of their first members."""
+    """Return section title to rows (name, description) of arguments and options; empty sections are left out."""
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(ctx):
         assert isinstance(parameter, TyperArgument | TyperOption)
@@ -157,13 +165,13 @@ def _sections(command: TyperCommand | TyperGroup, ctx: Any) -> dict[str, list[tu
 
 
 def _range(text: str) -> str:
-    """The help text of an option, with a range as one writes it: `from 1` for typer's `x>=1`."""
+    """Return the help text of an option with its range in words: `from 1` instead of typer's `x>=1`."""
     text = re.sub(r"\b([\d.]+)<=x<=([\d.]+)", r"from \1 to \2", text)
     return re.sub(r"\bx>=([\d.]+)", r"from \1", re.sub(r"\bx<=([\d.]+)", r"up to \1", text))
 
 
 def _table(rows: list[tuple[str, str]], width: int) -> Iterator[str]:
-    """Lines with a name and what it means, in two columns."""
+    """Yield the lines of a table with two columns, names and descriptions."""
     left = min(max(len(name) for name, _ in rows), LEFT)
     indent = " " * (2 + left + GAP)
     for name, text in rows:
@@ -175,7 +183,14 @@ def _table(rows: list[tuple[str, str]], width: int) -> Iterator[str]:
 
 
 def _wrapped(text: str, width: int, start: str = "  ", indent: str = "  ") -> list[str]:
-    """The lines of `text`; a word is never broken."""
+    """Return the lines of `text`, wrapped at `width` columns without breaking a word.
+
+    Args:
+        text: the text.
+        width: the maximum number of columns; at least 50 are used.
+        start: the indentation of the first line.
+        indent: the indentation of the other lines.
+    """
     return textwrap.wrap(
         text,
         max(width, 50),

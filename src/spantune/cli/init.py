@@ -1,4 +1,4 @@
-"""The command that makes a recipe for a corpus, and lists and copies those that come with spantune."""
+"""The command `spantune init`, which makes a recipe for a corpus, and lists and copies bundled recipes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ANSWERS = ("jsonl", "grouped", "inline", "spans")
 SHOWN = 12
-"""Labels that are shown at most."""
+"""The maximum number of labels that are printed."""
 
 
 def init(
@@ -68,8 +68,8 @@ def init(
 ) -> None:
     """Write a recipe for a corpus: labels, language, splits and hyperparameters, each with a comment.
 
-    On a terminal it asks up to three questions; with --model, --answer and --test, or without a terminal, none. Give
-    the name of a recipe that comes with spantune to copy it.
+    On a terminal, it asks for the model, the answer format and a test corpus if the options do not give them. Give the
+    name of a recipe that comes with spantune to copy it.
 
     Examples:
 
@@ -122,7 +122,13 @@ def init(
 
 
 def _asked(draft: Draft, choices: dict[str, Any]) -> dict[str, Any]:
-    """The answers to the questions that no option has answered; an empty line takes what is in brackets."""
+    """Ask the user for the choices that no option has made, and return the answers that differ from the defaults.
+
+    An empty line accepts the default, which the question shows in brackets.
+
+    Raises:
+        ConfigError: an answer is not an answer format.
+    """
     answers: dict[str, Any] = {}
     if "model" not in choices:
         model = _ask("Model (bundled:, hf:, modelscope: or a folder)", draft.decided.model)
@@ -146,7 +152,7 @@ def _ask(question: str, default: str) -> str:
 
 
 def _say_found(draft: Draft) -> None:
-    """Say what is in the corpora."""
+    """Print what was found in the corpora: format, documents, labels and notes."""
     found = draft.decided.found
     counts = ", ".join(f"{split} {len(documents):,}" for split, documents in found.documents.items())
     labels = [f"{label} {count:,}" for label, count in found.labels.items()]
@@ -160,7 +166,7 @@ def _say_found(draft: Draft) -> None:
 
 
 def _say_row(name: str, text: str) -> None:
-    """Say a row of two columns; on a terminal the second is broken between words."""
+    """Print a row of two columns on stderr. On a terminal, the second column is wrapped."""
     width = shutil.get_terminal_size().columns - 1 if sys.stderr.isatty() else 10**6
     columns = f"{name:<10} {text}"
     lines = textwrap.wrap(columns, max(width, 40), subsequent_indent=" " * 11, break_on_hyphens=False)
@@ -168,7 +174,7 @@ def _say_row(name: str, text: str) -> None:
 
 
 def _say_decided(draft: Draft, out: Path) -> None:
-    """Say what the recipe is, and what comes next."""
+    """Print what the recipe has, and the next commands."""
     decided = draft.decided
     held = f" (the first {decided.held_out} of train held out as dev)" if decided.share is not None else ""
     nesting = "nested" if decided.nested else "flat"
@@ -193,13 +199,13 @@ def _say_written(out: Path, of: str = "") -> None:
 
 
 def _next(out: Path) -> list[str]:
-    """The commands that come next, as they may be copied."""
+    """Return the next commands of a user, quoted so that they can be copied."""
     recipe = shlex.quote(str(out))
     return [f"spantune plan {recipe}", f"spantune train {recipe}"]
 
 
 def _is_recipe(corpora: list[str]) -> bool:
-    """Whether a recipe that comes with spantune is named; a corpus of the same name would come first."""
+    """Whether the argument is the name of a bundled recipe, such as `bundled:demo`."""
     from spantune.core import bundled_recipes
 
     first = corpora[0].removeprefix("bundled:")

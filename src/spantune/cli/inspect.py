@@ -1,6 +1,6 @@
-"""The command `spantune data inspect`: what is in a corpus, and the tokens that a recipe makes of it.
+"""The command `spantune data inspect`: the content of a corpus, and the tokens that a recipe makes of it.
 
-As in `cli`, no logic lives here: tables and JSON go to stdout, messages to stderr.
+Tables and JSON go to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -108,14 +108,25 @@ def inspect(
 
 @dataclass(frozen=True)
 class _Counter:
-    """The tokenizer's source and the task that tokens are counted with."""
+    """How tokens are counted.
+
+    Args:
+        source: the source of the tokenizer: a model source or a folder.
+        task: the task whose instruction and answers are counted too; None to count only texts.
+    """
 
     source: str
     task: TaskSpec | None
 
 
 def _counter(recipe: Path | None, overrides: list[str], tokenizer: str | None, preset: str | None) -> _Counter | None:
-    """The tokenizer and task of the options of `inspect`; an option takes precedence over the recipe."""
+    """Return the tokenizer and task of the options of `inspect`; None if there is neither a recipe nor a tokenizer.
+
+    The options --tokenizer and --task take precedence over the recipe.
+
+    Raises:
+        ConfigError: the preset is unknown.
+    """
     if recipe is None and tokenizer is None:
         return None
     from spantune.core import config, load_config, nearest
@@ -162,7 +173,11 @@ def _tokens(counter: _Counter, documents: Sequence[Document]) -> Tokens:
 
 
 def open_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer of a model source, or of a folder that may hold nothing else."""
+    """Load the tokenizer of a model source, or of a folder, which needs no model.
+
+    Raises:
+        ModelError: there is no such model, or its tokenizer cannot be read.
+    """
     quiet()
     from spantune.models import load_tokenizer, resolve
 

@@ -1,8 +1,8 @@
-"""What a command does before it imports torch and transformers: hide their messages, and keep their imports short.
+"""Importing torch and transformers for a command: hide their messages, and import fewer modules to start faster.
 
-transformers' base of all models imports TorchDynamo, distributed tensors and SciPy, for servers, several GPUs and the
-detection of objects. A command that only extracts uses none of them, and they are half of its imports: so they are left
-out, and imported later should something ask for them after all.
+The module `transformers.modeling_utils` imports TorchDynamo, distributed tensors and SciPy, which servers, several GPUs
+and object detection need. A command that only extracts on a CPU needs none of them, although they take half of its
+import time. So these imports are left out, and done later if something needs them after all.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ GET_ITEM = f"{DYNAMO}._trace_wrapped_higher_order_op"
 
 
 def quiet(loading: str | None = None, *, whole: bool = False) -> None:
-    """Hide the banners and progress bars of libraries, and the messages that spantune's own replace; import torch.
+    """Hide the banners, progress bars and warnings of libraries, and import torch and transformers.
 
     Args:
-        loading: the source of the model that is about to be loaded, which is said at once.
-        whole: import all of transformers' base of models, as training needs; else, where there is no GPU, only what
-            extraction uses.
+        loading: the source of the model that will be loaded, for a message that is printed at once; None for none.
+        whole: whether to import `transformers.modeling_utils` completely, as training needs it. If False and there is
+            no GPU, only the part that extraction uses is imported.
     """
     if loading is not None and os.environ.get("RANK", "0") == "0" and importlib.util.find_spec("transformers"):
         say(f"loading {loading.removeprefix('bundled:')} …")
     quiet_children()
     if not sys.warnoptions:
-        warnings.simplefilter("ignore", FutureWarning)  # libraries warn of each other's changes
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels when it is imported
+        warnings.simplefilter("ignore", FutureWarning)  # libraries warn about future changes in each other
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns about optional kernels
     with _without_collection():
-        if not whole and not shows_gpu():  # a GPU needs more of torch, and time on its CPU matters less
+        if not whole and not shows_gpu():  # with a GPU, more of torch is needed, and the import time matters less
             import_narrowly()
         from transformers.utils.logging import disable_progress_bar
 
@@ -48,21 +48,22 @@ def quiet(loading: str | None = None, *, whole: bool = False) -> None:
 
 
 def quiet_children() -> None:
-    """Hide the progress bars and messages of libraries, in this process and in those that it starts."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine, spinning threads are ten times slower
+    """Hide the progress bars and messages of libraries, in this process and in processes that it starts later."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine, busy waiting is ten times slower
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def import_narrowly() -> None:
-    """Import transformers' base of all models without TorchDynamo, distributed tensors and SciPy.
+    """Import `transformers.modeling_utils` without TorchDynamo, distributed tensors and SciPy.
 
-    Its functions that are marked for TorchDynamo, of servers and of kernels for FP8 from a hub, are then not marked.
+    The decorators of TorchDynamo on some functions of transformers, for servers and for FP8 kernels from a hub, then
+    have no effect. Nothing is done if the module is imported already.
     """
     if "transformers.modeling_utils" in sys.modules:
         return
-    import torch  # noqa: F401  before its part is replaced
+    import torch  # noqa: F401  imported before one of its modules is replaced
     from transformers import utils
     from transformers.utils import import_utils
 
@@ -73,7 +74,10 @@ def import_narrowly() -> None:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Do not search for reference cycles in the block; what it made is never searched, since modules stay."""
+    """Turn off garbage collection inside the block, and exclude the objects made in it from later collections.
+
+    These objects belong to modules, which are never freed.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -85,7 +89,10 @@ def _without_collection() -> Iterator[None]:
 
 
 def _dynamo() -> ModuleType:
-    """A module whose marks for TorchDynamo change nothing; whoever asks for anything else gets TorchDynamo itself."""
+    """Return a stand-in for the module TorchDynamo, whose decorators return the function unchanged.
+
+    Any other attribute imports TorchDynamo and is taken from it.
+    """
     stand_in = ModuleType(DYNAMO)
     spec = importlib.util.find_spec(DYNAMO)
     stand_in.__path__ = list(spec.submodule_search_locations or []) if spec else []
@@ -102,7 +109,10 @@ def _dynamo() -> ModuleType:
 
 
 def _get_item() -> ModuleType:
-    """The module of the one thing that masks need of TorchDynamo, which is imported when a mask needs it."""
+    """Return a stand-in for a module of TorchDynamo, with its only class that attention masks need.
+
+    The real module is imported when the class is used.
+    """
     stand_in = ModuleType(GET_ITEM)
 
     def mode() -> object:
@@ -114,7 +124,7 @@ def _get_item() -> ModuleType:
 
 @contextmanager
 def _replaced(name: str, stand_in: ModuleType) -> Iterator[None]:
-    """Let `stand_in` be the module `name` inside the block, unless that is imported already."""
+    """Use `stand_in` as the module `name` inside the block, unless that module is imported already."""
     if name in sys.modules:
         yield
         return
@@ -128,7 +138,11 @@ def _replaced(name: str, stand_in: ModuleType) -> Iterator[None]:
 
 @contextmanager
 def _absent(*modules: ModuleType) -> Iterator[None]:
-    """Let transformers find neither SciPy, scikit-learn nor torch's distributed package inside the block."""
+    """Make transformers believe, inside the block, that SciPy, scikit-learn and torch.distributed are not available.
+
+    Args:
+        modules: the modules of transformers that have the functions which check this.
+    """
     names = ("is_scipy_available", "is_sklearn_available", "is_torch_distributed_available")
     before = [(module, name, getattr(module, name)) for module in modules for name in names]
     for module, name, _ in before:

@@ -1,6 +1,6 @@
-"""Names that the command line knows: for completion in the shell, and for the lists at the end of a help page.
+"""The names of formats, corpora, recipes, models and runs, for completion in the shell and for lists in help pages.
 
-Completion runs at every press of the tab key, so that it reads names and looks into folders, and opens no corpus.
+Completion runs at every press of the tab key. To be fast, it only lists names and folders and opens no corpus.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 RUNS = "runs"
-"""The folder in which runs are looked for where nothing is typed yet."""
+"""The folder in which run folders are searched if the user has typed nothing yet."""
 
 
 def read_formats(incomplete: str) -> list[str]:
@@ -25,19 +25,19 @@ def written_formats(incomplete: str) -> list[str]:
 
 
 def corpora(incomplete: str) -> list[str]:
-    """Complete `bundled:NAME` of a corpus; for any other beginning the shell completes files."""
+    """Complete `bundled:NAME` of a corpus. For any other text, the shell completes file names."""
     from spantune.data import formats
 
     return _beginning((f"bundled:{name}" for name in formats.BUNDLED), incomplete) if incomplete else []
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Complete `bundled:NAME` of a recipe; for any other beginning the shell completes files."""
+    """Complete `bundled:NAME` of a recipe. For any other text, the shell completes file names."""
     return _beginning((f"bundled:{name}" for name in recipe_names()), incomplete) if incomplete else []
 
 
 def models(incomplete: str) -> list[str]:
-    """Complete `bundled:NAME` of a model; for any other beginning the shell completes folders."""
+    """Complete `bundled:NAME` of a model. For any other text, the shell completes file names."""
     return _beginning((f"bundled:{name}" for name in MODELS), incomplete) if incomplete else []
 
 
@@ -55,7 +55,7 @@ def settings(incomplete: str) -> list[str]:
 
 
 def run_folders(incomplete: str) -> list[str]:
-    """Complete a run folder: one below what is typed, or below `runs` where nothing is."""
+    """Complete the path of a run folder in the typed folder, or in `runs` if nothing is typed."""
     typed = Path(incomplete or RUNS)
     parents = {typed, typed.parent if incomplete and not incomplete.endswith("/") else typed}
     folders = {folder for parent in parents if parent.is_dir() for folder in (parent, *parent.iterdir())}
@@ -80,7 +80,7 @@ def recipe_names() -> list[str]:
 
 
 MODELS = ("gemma3-270m", "smollm2-135m")
-"""The models that come in packages; `models.bundled`, which needs torch to be imported, knows their files."""
+"""The models that come in packages. They are repeated here, since importing `models.bundled` needs torch."""
 
 
 def _format_list() -> str:
@@ -103,4 +103,4 @@ LISTS: dict[str, Callable[[], str]] = {
     "Recipes that come with spantune": lambda: ", ".join(f"bundled:{name}" for name in recipe_names()),
     "Models that come in packages": lambda: ", ".join(f"bundled:{name}" for name in MODELS),
 }
-"""The lists that a help page can end with, by their titles."""
+"""Title to function for the lists at the end of a help page; the function returns the text of the list."""

@@ -1,4 +1,4 @@
-"""Options and settings that several commands share."""
+"""Options that several commands share, and functions that evaluate them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 READING = "How the input is read"
-"""The section of a help page for what a format or a file may need to be told."""
+"""The section of a help page for options about reading a file."""
 
-# A command has as many parameters as options: typer reads them from the signature.
+# Commands have many parameters, since typer reads the options from the signature.
 Run = Annotated[Path, typer.Argument(help="A run folder.", autocompletion=names.run_folders)]
 Recipe = Annotated[Path, typer.Argument(help="A recipe file, or bundled:NAME.", autocompletion=names.recipes)]
 Overrides = Annotated[
@@ -33,7 +33,7 @@ Overrides = Annotated[
     ),
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", hidden=True)]
-"""How overrides were given before they were arguments; still taken in this release."""
+"""The old form of overrides, which are now arguments. It is still accepted in this release."""
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace output that exists already. Input is never replaced.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run the model.")]
@@ -82,7 +82,7 @@ Offsets = Annotated[
     ),
 ]
 MANY = "Many processes"
-"""The section of a help page for the options of several processes and of Ray."""
+"""The section of a help page for options about several processes and Ray."""
 CorpusEngine = Annotated[
     Literal["local", "ray"],
     typer.Option(
@@ -122,7 +122,7 @@ def split_overrides(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     """Separate the arguments of a command that takes files and overrides, in any order.
 
     Returns:
-        the files and the overrides: what has the form `section.key=value` and is not the name of a file.
+        the files, and the overrides. An override has the form `section.key=value` and is not the path of a file.
     """
     files: list[str] = []
     overrides: list[str] = []
@@ -135,7 +135,7 @@ def split_overrides(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
 def reading_options(
     column: str | None, joiner: str | None, label: str | None, encoding: str | None, offsets: Unit | None
 ) -> Options:
-    """How the options say that a corpus is read."""
+    """Return the data.Options for the options about reading. A column that is a whole number is taken as an index."""
     from spantune.data import Options
 
     number = column is not None and column.removeprefix("-").isdecimal()
@@ -144,7 +144,11 @@ def reading_options(
 
 
 def cluster_of(engine: str, address: str | None, workers: int | None) -> Cluster | None:
-    """The cluster that the options name; None where the work is done here."""
+    """Return the Cluster of the options --engine, --address and --workers; None for the engine `local`.
+
+    Raises:
+        ConfigError: an address is given without `--engine ray`.
+    """
     from spantune.core import Cluster, ConfigError
 
     if engine == "ray":
@@ -155,7 +159,13 @@ def cluster_of(engine: str, address: str | None, workers: int | None) -> Cluster
 
 
 def parts_read(inputs: Iterable[str | Path | None]) -> list[Path]:
-    """The files and folders that a command reads: of a run folder its own parts, so that others may stand in it."""
+    """Return the files and folders that a command reads, for the check that output does not replace them.
+
+    For a run folder, these are the parts of the run, so that output may be written elsewhere in the run folder.
+
+    Args:
+        inputs: the inputs of the command; None values are left out.
+    """
     from spantune.runs import RunFolder
 
     parts = []
@@ -166,7 +176,7 @@ def parts_read(inputs: Iterable[str | Path | None]) -> list[Path]:
 
 
 def report_left_out(calibration: Calibration | None, count: int) -> None:
-    """Print to stderr how many entities the calibrated threshold dropped; nothing where there is none."""
+    """Print on stderr how many entities the calibrated thresholds dropped; nothing if there is no threshold."""
     from spantune.core import number, say
 
     if calibration and (calibration.threshold is not None or calibration.label_thresholds):
@@ -175,7 +185,7 @@ def report_left_out(calibration: Calibration | None, count: int) -> None:
 
 
 def describe_threshold(calibration: Calibration) -> str:
-    """The thresholds in words."""
+    """Return the thresholds of a calibration in words."""
     by_label = ", ".join(f"{label} {threshold:.3f}" for label, threshold in calibration.label_thresholds.items())
     if calibration.threshold is None:
         return f"score under that of the label: {by_label}" if by_label else "none"

@@ -1,6 +1,6 @@
 """The commands `spantune runs`, which lists, filters, sorts and compares runs, and `spantune sync`.
 
-As in `cli`, no logic lives here: tables, CSV and JSON go to stdout, messages to stderr.
+Tables, CSV and JSON go to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def runs(
 ) -> None:
     """List runs with their model, data, F1, time and state (running, finished, stopped, killed).
 
-    F1 is that on the test documents; on the dev documents where there is no test set, and the best so far for an
-    unfinished run. To test whether two runs differ by more than chance, use spantune compare.
+    F1 is measured on the test documents, or on the dev documents if there is no test set. For an unfinished run, it is
+    the best F1 on dev so far. To test whether two runs differ by more than chance, use spantune compare.
 
     Examples:
 
@@ -148,7 +148,7 @@ def sync(
 ) -> None:
     """Send the record of a run to SwanLab's cloud: a run that was tracked offline or locally, or was killed.
 
-    A run is sent once. The key is read from SWANLAB_API_KEY.
+    A run is sent once. The API key is read from SWANLAB_API_KEY, or from what swanlab login has stored.
 
     Example: spantune sync runs/demo
     """

@@ -1,4 +1,4 @@
-"""The command `spantune serve`."""
+"""The command `spantune serve`, which serves runs over HTTP."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from spantune.cli.options import Device, MinScore
 from spantune.core import ConfigError, log_crashes_into, require_extra, say
 
 LIMITS = "Limits"
-"""The section of the help page for what the service takes at most."""
+"""The section of the help page for the limits of the service."""
 _SIZE = re.compile(r"(\d+)\s*(|KiB|MiB|GiB|B)", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
-# A command has as many parameters as options: typer reads them from the signature.
+# Commands have many parameters, since typer reads the options from the signature.
 
 
 def serve(
@@ -65,7 +65,7 @@ def serve(
 ) -> None:
     """Serve runs over HTTP, with a page to try and correct them, until Ctrl-C.
 
-    The models are loaded before it listens. SIGTERM and Ctrl-C end it when what was accepted is answered.
+    The service listens once the models are loaded. SIGTERM and Ctrl-C end it after all accepted requests are answered.
 
     Examples:
 
@@ -101,7 +101,11 @@ def serve(
 
 
 def _bytes(size: str) -> int:
-    """Return the number of bytes that a size such as 1MiB says."""
+    """Return the number of bytes of a size such as `1MiB`.
+
+    Raises:
+        ConfigError: the text is not a size, or the size is 0.
+    """
     match = _SIZE.fullmatch(size.strip())
     if match is None or int(match[1]) == 0:
         raise ConfigError(f"--max-body {size}: expected a size such as 1MiB, 500KiB or 100000 (bytes)")

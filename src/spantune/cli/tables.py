@@ -1,6 +1,6 @@
-"""Tables for people: plans, scores and plain key-value lists, printed with rich.
+"""Tables that the commands print for people: plans, scores, comparisons, statistics and splits.
 
-Scripts read the JSON that `cli` prints; the tables may change at any time.
+Programs should read the JSON that the commands print, since the tables may change at any time.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from spantune.metrics import Comparison
 
 Record = Mapping[str, Any]
-"""A JSON object whose shape is that of the `as_dict` it comes from."""
+"""A JSON object as the method `as_dict` of a plan, scores or another result returns it."""
 
 
-# Named colours, so that they follow the terminal's theme; the label's name stands beside each.
+# Named colours follow the theme of the terminal. The name of the label is always printed too.
 _NAMES = ("blue", "red", "green", "magenta", "yellow", "cyan")
 COLOURS = (*_NAMES, *(f"bright_{name}" for name in _NAMES))
 _BAR = 40
 
 
 def print_plan(plan: Record) -> None:
-    """Print the audits, the warnings and the estimate of a plan."""
+    """Print the audits, the warnings and the estimate of a plan (`training.Plan.as_dict`)."""
     marks = {True: "ok", False: "FAILED"}
     rows = [
         (
@@ -55,7 +55,13 @@ def print_plan(plan: Record) -> None:
 
 
 def print_scores(scores: Record, stream: TextIO | None = None, on: str = "") -> None:
-    """Print strict scores, overall and by label, with their intervals; `on` says of which documents they are."""
+    """Print strict scores with their intervals, overall and for each label.
+
+    Args:
+        scores: the scores (`metrics.Scores.as_dict`).
+        stream: where to print; stdout if None.
+        on: which documents the scores are for, in words; "" to leave it out.
+    """
     strict = scores["strict"]
     macro = ("mean of labels (macro)", *_quotients(strict["macro"]), "")
     rows = [_figure("all (micro)", strict["micro"]), macro]
@@ -66,7 +72,7 @@ def print_scores(scores: Record, stream: TextIO | None = None, on: str = "") -> 
 
 
 def print_slices(scores: Record, stream: TextIO | None = None) -> None:
-    """Print the figures of lenient matching, those of slices, and false alarms."""
+    """Print the figures of lenient matching, the slices and the false alarms of scores (`metrics.Scores.as_dict`)."""
     kinds = {
         "boundary": "right place, any label",
         "relaxed": "overlap, right label",
@@ -89,7 +95,7 @@ def print_slices(scores: Record, stream: TextIO | None = None) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print every system's F1, then each difference in all and by label, and what it means in words."""
+    """Print F1 of every system, then for each difference its figures, overall and for each label, and its meaning."""
     from spantune.metrics import TOO_FEW
 
     rows = [(visible(name), *_quotients(scores.micro.as_dict())) for name, scores in comparison.systems.items()]
@@ -111,7 +117,7 @@ def _figure(name: str, figure: Record) -> tuple[str, ...]:
 
 
 def _quotients(figure: Record) -> tuple[str, ...]:
-    """Precision, recall, F1 and the interval of F1."""
+    """Return precision, recall, F1 and the interval of F1 as text."""
     from spantune.metrics import TOO_FEW
 
     has_entities = figure.get("gold", figure["f1"]) or figure.get("predicted")
@@ -122,7 +128,13 @@ def _quotients(figure: Record) -> tuple[str, ...]:
 
 
 def print_statistics(statistics: Statistics, title: str, notes: Mapping[str, str]) -> None:
-    """Print counts, entities by label, ambiguous surfaces and histograms of lengths; `notes` come first."""
+    """Print the statistics of a corpus: counts, entities of each label, ambiguous surfaces, and histograms of lengths.
+
+    Args:
+        statistics: the statistics.
+        title: the name of the corpus.
+        notes: name to text for the first rows.
+    """
     entities = sum(statistics.entities.values())
     figures = {
         **notes,
@@ -152,7 +164,12 @@ def print_statistics(statistics: Statistics, title: str, notes: Mapping[str, str
 
 
 def print_tokens(tokens: Tokens, tokenizer: str) -> None:
-    """Print the tokens of a corpus, and the shares of an example where a task was given."""
+    """Print the token counts of a corpus and, if a task was given, the shares of instruction, text and answer.
+
+    Args:
+        tokens: the counts.
+        tokenizer: the source of the tokenizer.
+    """
     figures = [("tokens of all texts", str(tokens.total)), ("longest text", str(tokens.longest))]
     shares = {"instruction": tokens.instruction_share, "text": tokens.text_share, "answer": tokens.answer_share}
     figures += [(f"{name}, of all tokens", f"{share:.1%}") for name, share in shares.items() if share is not None]
@@ -162,7 +179,7 @@ def print_tokens(tokens: Tokens, tokenizer: str) -> None:
 
 
 def print_examples(documents: Iterable[Document], labels: Sequence[str]) -> None:
-    """Print documents with every entity in brackets that end in its label, all in the label's colour."""
+    """Print documents, each entity in brackets that end in its label, in the colour of the label; see `drawn`."""
     from rich.text import Text
 
     for document in documents:
@@ -171,7 +188,14 @@ def print_examples(documents: Iterable[Document], labels: Sequence[str]) -> None
 
 
 def drawn(document: Document, labels: Sequence[str]) -> Text:
-    """The text of `document` with its entities in brackets and colours; brackets of crossing entities cross."""
+    """Return the text of a document with its entities in coloured brackets, such as `[diabetes|dis]`.
+
+    The brackets of crossing entities cross.
+
+    Args:
+        document: the document.
+        labels: the label codes, whose order determines the colours. Other labels have no colour.
+    """
     from rich.text import Text
 
     def style(label: str) -> str:
@@ -197,7 +221,7 @@ def _histogram(title: str, bins: Sequence[Bin]) -> None:
 
 
 def _bars(title: str, counts: Mapping[str, int], labels: Sequence[str] = ()) -> None:
-    """Print a bar, a count and a share for each name; nothing where there are none."""
+    """Print a table with a bar, a count and a share for each name; nothing if `counts` is empty."""
     from rich.bar import Bar
 
     if not counts:
@@ -213,7 +237,11 @@ def _bars(title: str, counts: Mapping[str, int], labels: Sequence[str] = ()) -> 
 
 
 def print_split(record: Record) -> None:
-    """Print how many documents and entities, by label, each split has, and with which share."""
+    """Print the numbers and shares of documents and entities, overall and for each label, in each split.
+
+    Args:
+        record: the record of the split, the content of `split.json`.
+    """
 
     def row(name: str, counts: dict[str, int]) -> tuple[str, ...]:
         total = sum(counts.values())

@@ -45,7 +45,7 @@ def watch(
 
 
 def _has_desktop() -> bool:
-    """Whether a browser would open in a window, and someone looks at this terminal."""
+    """Whether the machine has a display in which a browser can open, and stderr is a terminal."""
     has_display = sys.platform in ("darwin", "win32") or bool(
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )

@@ -1,4 +1,4 @@
-"""The recipes that come with spantune, by name: `bundled:demo` stands wherever the path of a recipe does."""
+"""The recipes that come with spantune: `bundled:NAME`, such as `bundled:demo`, may be given as a recipe path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PREFIX = "bundled:"
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """Return the files of the recipes by name: those of an installed package, else of the checkout."""
+    """Return name to file of the bundled recipes, from the installed package or else from the checkout."""
     package = Path(__file__).parents[1]
     installed = package / "recipes"
     folder = installed if installed.is_dir() else package.parents[1] / "recipes"
@@ -18,10 +18,10 @@ def bundled_recipes() -> dict[str, Path]:
 
 
 def recipe_path(recipe: str | Path) -> Path:
-    """Return the file of a recipe; `bundled:NAME` is one that comes with spantune.
+    """Return the file of a recipe, which is given as a path or as `bundled:NAME`.
 
     Raises:
-        ConfigError: none of that name does.
+        ConfigError: no bundled recipe has this name. That a path exists is not checked.
     """
     if not str(recipe).startswith(PREFIX):
         return Path(recipe)
@@ -32,7 +32,7 @@ def recipe_path(recipe: str | Path) -> Path:
 
 
 def description(recipe: Path) -> str:
-    """Return what a recipe's first comment says of it, in one line: all before its command line."""
+    """Return the description of a recipe in one line: its first comment, up to the line that begins with `# Run:`."""
     lines = []
     for line in recipe.read_text(encoding="utf-8").split("\n"):
         if not line.startswith("#") or line.startswith("# Run:"):

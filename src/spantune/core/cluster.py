@@ -1,4 +1,4 @@
-"""Ray itself: started on this machine or connected to, kept quiet, and what its workers get of it."""
+"""Ray: start it on this machine or connect to a cluster, hide its output, and choose the resources of its workers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from spantune.core.frames import number
 from spantune.core.terminal import is_verbose, say
 
 CONNECT_SECONDS = 10.0
-"""How long an address may take to accept a connection."""
+"""The maximum time in which an address must accept a connection."""
 HEALTH_SECONDS = 20.0
-"""How long the head of a cluster may take to say that it is well."""
+"""The maximum time in which the head of a cluster must pass Ray's health check."""
 CORES = 4
-"""Threads of a worker without a GPU, on this machine alone: they share a model, which each worker has to load."""
+"""CPU cores of a worker without a GPU, when Ray runs on this machine alone.
+
+Every worker loads its own copy of the model, so fewer workers with several threads each need less memory.
+"""
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^\s/:]+|\[[^\]]+\]):(?P<port>\d{1,5})")
 _OBJECT_STORE = 256 << 20
 
@@ -34,11 +37,11 @@ class Cluster:
     """Where Ray runs, and how many workers there are.
 
     Args:
-        address: `HOST:PORT` of a cluster's head, `ray://HOST:PORT` of its client server, or `auto`; None for this
-            machine alone.
-        workers: processes that hold the model. If not given, one for each GPU; without GPUs one for each CPU core of a
-            cluster, and on this machine alone one for every `CORES`, which are its threads.
-        gpus_per_worker: GPUs of each, which may be a fraction; 1 if not given and there are GPUs.
+        address: `HOST:PORT` of a cluster's head, `ray://HOST:PORT` of its client server, or `auto` for the cluster that
+            this machine belongs to. None starts Ray on this machine alone.
+        workers: the number of processes that hold the model. If None: one for each GPU. Without GPUs: one for each CPU
+            core of a cluster, or on this machine alone one for every `CORES` cores.
+        gpus_per_worker: the number of GPUs of each worker, which may be a fraction. If None: 1 where there are GPUs.
     """
 
     address: str | None = None
@@ -48,7 +51,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a worker gets, and how many there are."""
+    """The number of workers, and the CPU cores and GPUs of each one."""
 
     workers: int
     cpus: int
@@ -57,12 +60,16 @@ class Resources:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """Start Ray on this machine, or connect to a cluster; an open connection of the program is used as it is.
+    """Yield the module `ray`, connected to the cluster `address`, or to Ray started on this machine if it is None.
+
+    If the program has already initialised Ray, that connection is used and stays open. Otherwise Ray is shut down when
+    the block ends.
 
     Raises:
-        ConfigError: the address does not answer.
+        ConfigError: Ray is not installed, or no cluster answers at the address.
+        RunError: Ray cannot be started on this machine.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it sends statistics to its makers otherwise
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # otherwise Ray sends usage statistics to its developers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not is_verbose():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -81,7 +88,7 @@ def connected(address: str | None) -> Iterator[Any]:
     try:
         with nullcontext() if is_verbose() else _silenced():
             ray.init(**options)
-    except Exception as error:  # Ray raises a dozen types
+    except Exception as error:  # Ray raises many types of errors here
         if address is None:
             remedy = "see /tmp/ray/session_latest/logs"
             raise RunError(f"Ray cannot be started here: {first_line(error)}; {remedy}") from None
@@ -95,12 +102,12 @@ def connected(address: str | None) -> Iterator[Any]:
 
 @contextmanager
 def worker_errors(ray: Any, then: str = "") -> Iterator[None]:
-    """Say in one sentence that a worker ended inside the block; `then` ends the sentence.
+    """Turn Ray's errors inside the block into a RunError of one sentence, which ends with the text `then`.
 
-    An error of a task itself is a bug of ours, and keeps its traceback.
+    An error that a task raised (`RayTaskError`) is a bug of spantune and passes unchanged, with its traceback.
 
     Raises:
-        RunError: a worker died too often.
+        RunError: a worker ended, and Ray has stopped restarting it.
     """
     try:
         yield
@@ -115,7 +122,10 @@ def worker_errors(ray: Any, then: str = "") -> Iterator[None]:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Drop what Ray's C++ parts write to stderr inside the block; its errors are raised too."""
+    """Discard what is written to stderr inside the block, since Ray's C++ code writes messages there.
+
+    No error is lost, because Ray also raises its errors.
+    """
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -128,7 +138,7 @@ def _silenced() -> Iterator[None]:
 
 
 def _quiet(ray: Any) -> None:
-    """Hide Ray Data's bars and messages; our own replace them."""
+    """Hide the progress bars and messages of Ray Data, which those of spantune replace."""
     import ray.data as data
 
     context = data.DataContext.get_current()
@@ -151,7 +161,7 @@ def _require_answer(address: str) -> None:
         socket.create_connection((match["host"].strip("[]"), int(match["port"])), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise _no_answer(address, first_line(error)) from None
-    if not address.startswith("ray://"):  # the client of these has a limit of its own; ray.init waits for ever
+    if not address.startswith("ray://"):  # Ray's client has a time limit of its own; ray.init would wait for ever
         check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
         try:
             subprocess.run(check, check=True, capture_output=True, timeout=HEALTH_SECONDS)
@@ -167,10 +177,15 @@ def _no_answer(address: str, problem: str) -> ConfigError:
 
 
 def resources_of(ray: Any, cluster: Cluster, device: str) -> Resources:
-    """Return how many workers there are, and what each gets.
+    """Return the number of workers and the resources of each, from the settings and the resources that Ray reports.
+
+    Args:
+        ray: the initialised module `ray`.
+        cluster: the settings of the user.
+        device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        ConfigError: the cluster has fewer GPUs or CPUs than asked for, with which Ray would wait for ever.
+        ConfigError: the cluster has fewer GPUs or CPUs than are asked for. Ray itself would wait for ever.
     """
     there = ray.cluster_resources()
     cpus, gpus = int(there.get("CPU", 0)), float(there.get("GPU", 0))
@@ -179,7 +194,7 @@ def resources_of(ray: Any, cluster: Cluster, device: str) -> Resources:
         each = 1.0 if gpus and device != "cpu" else 0.0
     if device == "cuda" and not each:
         raise ConfigError("--device cuda: Ray sees no GPU; give --device cpu, or add machines with GPUs to the cluster")
-    alone = cluster.address is None  # on several machines a worker must fit on the smallest
+    alone = cluster.address is None  # in a cluster a worker gets one core, so that it fits on the smallest machine
     workers = cluster.workers or max(1, int(gpus // each) if each else -(-cpus // CORES) if alone else cpus)
     if workers * each > gpus:
         raise ConfigError(

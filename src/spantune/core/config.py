@@ -1,10 +1,11 @@
-"""A recipe: every setting of a run, as frozen values; `recipes` reads it from YAML and overrides.
+"""The recipe: all settings of a run as immutable values. The module `recipes` reads it from YAML and overrides.
 
-It is strict and is checked before torch is imported. Keys whose best value depends on corpus and model may be absent;
-`training.prepare` fills them. The filled recipe is saved with the run as `config.yaml`.
+Unknown keys are refused, and all values are checked before torch is imported. Keys whose best value depends on the
+corpus and the model may be absent; `training.prepare` fills them. The filled recipe is saved with the run as
+`config.yaml`.
 """
 
-# Longer than other modules on purpose: half of it are the descriptions of keys, from which docs/recipe.md is made.
+# This module is longer than others because half of it is the descriptions of keys, from which docs/recipe.md is made.
 from __future__ import annotations
 
 import re
@@ -28,7 +29,11 @@ QUANTIZED = ("fp8", "nf4", "int8")
 
 
 def _one_or_several(value: object) -> object:
-    """Turn a list of a single path into that path; refuse what names no corpus."""
+    """Turn a list of a single path into that path.
+
+    Raises:
+        ValueError: a value is not a path, or a path is empty, repeated or has a NUL character.
+    """
     paths = list(value) if isinstance(value, list | tuple) else [value]
     if not paths or any(isinstance(path, bool) or not isinstance(path, str | int | float) for path in paths):
         found = "nothing" if value is None else repr(value)
@@ -44,27 +49,27 @@ def _one_or_several(value: object) -> object:
 
 
 Files = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
-"""One corpus file, or several; a list of a single one is that one."""
+"""One corpus file or several. A list of one path becomes that path."""
 
 
 def files_of(files: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the corpus files that a key of `data` names; none where it is absent."""
+    """Return the corpus files that a key of `data` names; an empty tuple if the key is absent."""
     return () if files is None else (files,) if isinstance(files, str) else files
 
 
 def name_of(files: str | tuple[str, ...]) -> str:
-    """Return the corpus files that a key of `data` names as one text for people."""
+    """Return the corpus files that a key of `data` names as one text, separated by commas."""
     return ", ".join(files_of(files))
 
 
 def _is_number(annotation: object) -> bool:
-    """Whether a key takes a number, which true and false are for pydantic."""
+    """Whether a key takes a number and no boolean. pydantic itself would accept true and false as numbers."""
     kinds = {annotation, *get_args(annotation)}
     return bool(kinds & {int, float}) and bool not in kinds
 
 
 class Section(BaseModel):
-    """A frozen part of a recipe that refuses keys it does not know."""
+    """A section of a recipe: immutable, and refuses unknown keys."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -79,7 +84,10 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _yaml_switches(cls, values: object) -> object:
-        """Turn true and false back into on and off for keys that know "off": YAML reads the bare words as booleans."""
+        """Check texts and numbers, and turn true and false into "on" and "off" for keys that have the choice "off".
+
+        YAML reads the bare words on and off as booleans.
+        """
         if not isinstance(values, dict):
             return values
         for key, value in values.items():
@@ -93,53 +101,57 @@ class Section(BaseModel):
 
 
 class Run(Section):
-    """Where the run is written, and its seed."""
+    """The place of the run folder, and the random seed."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=128)
     """Name of the run folder: ASCII letters, digits, dots, dashes and underscores, not beginning with a dot."""
     folder: Path = Path("runs")
-    """Parent of the run folder."""
+    """The folder in which the run folder is made."""
     seed: int = Field(42, ge=0, lt=2**32)
-    """Random seed of shuffling, of new adapters and of dropout."""
+    """Random seed of shuffling, of the initial adapter and of dropout."""
 
 
 class Model(Section):
     """The base model."""
 
     source: str = Field(min_length=1)
-    """`bundled:NAME`, `modelscope:OWNER/NAME`, `hf:OWNER/NAME` or a local folder."""
+    """The model to train: `bundled:NAME`, `modelscope:OWNER/NAME`, `hf:OWNER/NAME` or a local folder."""
     base: Base = "auto"
-    """Number type of the frozen weights. `auto` takes bf16 if that is faster on the device. `fp8` takes half the memory
-    and is the fastest on GPUs from the Hopper generation on; `nf4` and `int8` need bitsandbytes."""
+    """Number type of the frozen weights. `auto`: bf16 if it is faster on the device, else fp32. `fp8`: takes half the
+    memory of bf16 and is the fastest on GPUs of the Hopper generation and later. `nf4` and `int8`: take less memory and
+    need bitsandbytes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run. `auto` takes the GPU if there is one."""
+    """Where to run. `auto`: on the GPU if there is one."""
     verify: bool = True
-    """Check that a known model is as its model card says (special ids, RoPE base), and that every weight in the files
-    belongs to the model. Turn it off only to reproduce a flaw, or to ignore such weights."""
+    """Check that a known model agrees with its model card (special token ids, RoPE base), and that every weight in the
+    files belongs to the model. Turn it off only to reproduce a flaw, or to ignore weights that do not belong to the
+    model."""
 
 
 class Task(Section):
     """What to extract."""
 
     preset: Literal["cmeee", "cmeee_tutorial", "biomedical"] | None = None
-    """A ready label set and instruction; `labels` and `instruction` override its parts."""
+    """A ready label set and instruction. The keys `labels` and `instruction` replace its parts."""
     labels: tuple[Label, ...] | None = Field(None, min_length=1)
-    """Entity types: `{code, name, description}`; a bare string is a code."""
+    """Entity types: `{code, name, description}`. A bare string is a code."""
     instruction: str | None = None
     """The instruction to the model. Made from the labels if not given."""
     answer: AnswerFormat | None = None
-    """How the model answers. It writes entities in a format: `jsonl`: one JSON object an entity; `grouped`: entities by
-    label, the shortest; `inline`: the text with marks, exact offsets; `jsonl_seed`: that of the tutorial. Or it reads
-    them: `spans`: a head scores every span of the text in one pass, and nothing is written (see section `spans`)."""
+    """How the model answers. In the first four formats it writes the entities. `jsonl`: one JSON object for each
+    entity. `grouped`: the entities grouped by label, the shortest answer. `inline`: the text with marks around the
+    entities, which gives exact offsets. `jsonl_seed`: the format of the tutorial. With `spans` it reads the entities: a
+    head scores every span of the text in one pass, and nothing is written (see section `spans`)."""
     empty_answer: str | None = None
     """What the model writes for a text without entities."""
     language: Literal["zh", "en"] | None = None
-    """Language of the instruction that is made from the labels. That of the preset, or else en, if not given."""
+    """Language of the instruction that is made from the labels. If not given, the language of the preset, or en."""
     template: Literal["chat", "tutorial"] | None = None
-    """`chat`: the chat template of the model; `tutorial`: the exact prompt of the tutorial."""
+    """The prompt around instruction and text. `chat`: the chat template of the model. `tutorial`: the exact prompt of
+    the tutorial."""
     nested: bool = True
-    """Whether entities may overlap. With false, the model is told that they do not, the grammar forbids it, and of two
-    entities that overlap all the same only the one with the higher score is kept."""
+    """Whether entities may overlap. If false, the instruction says that they do not overlap, the grammar forbids it,
+    and if two entities overlap nevertheless, only the one with the higher score is kept."""
 
     @model_validator(mode="before")
     @classmethod
@@ -172,15 +184,15 @@ class Data(Section):
     """The annotated corpora."""
 
     train: Files
-    """A corpus file, or `bundled:NAME`; or a list of them, in which a document of a later file replaces the one with
-    the same text in an earlier file."""
+    """The training corpus: a file, `bundled:NAME`, or a list of them. In a list, a document of a later file replaces
+    the document with the same text in an earlier file."""
     dev: Files | None = None
-    """Corpus that steers training, or a list; without it `holdout` is taken from the front of the first file of
-    `train`."""
+    """The corpus whose F1 chooses the best adapter, or a list. If not given, the share `holdout` of the first file of
+    `train`, from its beginning, is used for it and not for training."""
     test: Files | None = None
-    """Corpus for the final figures, or a list. The dev set if not given."""
+    """The corpus for the final figures, or a list. The dev documents if not given."""
     format: str | None = None
-    """Format of all files. Detected from the content of each if not given."""
+    """Format of all files. If not given, the format of each file is detected from its content."""
     column: int | str | None = None
     """The column or field that holds the tags, the entities or the text, for formats that need it."""
     joiner: str | None = None
@@ -188,50 +200,56 @@ class Data(Section):
     label: str | None = None
     """Label for tags that name none (`B`, `I`, `O`)."""
     encoding: str | None = None
-    """Encoding of text files, such as `windows-1252`. UTF-8, or what a byte-order mark says, if not given."""
+    """Encoding of text files, such as `windows-1252`. If not given, the encoding of the byte-order mark, or UTF-8."""
     offsets: Literal["codepoints", "utf16", "bytes", "crlf"] | None = None
-    """Unit of the offsets in the files: code points (the default), UTF-16 code units, UTF-8 bytes, or characters with
-    each CRLF as one."""
+    """Unit of the offsets in the files. `codepoints`: Unicode code points. `utf16`: UTF-16 code units. `bytes`: UTF-8
+    bytes. `crlf`: characters, where each CRLF counts as one. Code points if not given."""
     limit: int | None = Field(None, ge=1)
-    """Use at most this many training documents, after the holdout was taken. Of several files, what the later ones add
-    or replace is used before the rest of the first."""
+    """Use at most this many training documents. The holdout is taken before. If `train` has several files, documents
+    that the later files add or replace are used first."""
     dev_limit: int | None = Field(None, ge=1)
     """Use at most this many dev documents."""
     test_limit: int | None = Field(None, ge=1)
     """Use at most this many test documents."""
     holdout: float = Field(0.1, ge=0, lt=1)
-    """Share of the first file of `train` that is held out for dev, from its beginning, if `dev` is not given."""
+    """If `dev` is not given: the share of the documents of the first file of `train`, from its beginning, that is held
+    out for dev."""
     too_long: Literal["error", "split"] = "error"
-    """What to do with a document of more than `train.max_tokens`. `error`: refuse it; `split`: cut it at the ends of
-    sentences, or of clauses if a sentence is too long."""
+    """What to do with a document of more than `train.max_tokens` tokens. `error`: refuse it. `split`: cut it at the
+    ends of sentences, or at the ends of clauses where a sentence is too long."""
 
     @property
     def f1_on(self) -> Literal["test", "dev"]:
-        """The split of the final figures: `dev`, whose documents chose the adapter, where there is no test set."""
+        """The split of the final figures: `test`, or `dev` if there is no test set of its own.
+
+        Figures on `dev` are biased, since its documents chose the adapter.
+        """
         return "test" if self.test is not None and self.test != self.dev else "dev"
 
 
 class Spans(Section):
-    """The head that reads spans, where `task.answer` is `spans`."""
+    """The span head, which reads the entities if `task.answer` is `spans`."""
 
     view: Literal["whole", "twice", "causal"] = "whole"
-    """What a token of the text sees. `whole`: all of the text; `causal`: the text before it, as when writing; `twice`:
-    the text is given twice, and the second copy, which sees all of the first, is read."""
+    """Which tokens a token of the text attends to. `whole`: all tokens of the text. `causal`: the tokens before it, as
+    in writing. `twice`: the text is given twice, and the head reads the second copy, whose tokens attend to all of the
+    first copy."""
     instruction: bool = False
-    """Whether the instruction of the task stands before the text. It costs tokens; see docs/quality.md."""
+    """Whether the instruction of the task is put before the text. It costs tokens; see docs/quality.md."""
     longest: int | None = Field(None, ge=1)
-    """Most characters of an entity. That of the longest annotated entity, of dev and test too, but at least 32, if not
-    given."""
+    """The maximum length of an entity in characters. If not given, the length of the longest annotated entity of train,
+    dev and test, but at least 32."""
     size: int = Field(256, ge=8, multiple_of=2)
-    """Width of the features of a character in the head."""
+    """Number of features of a character in the head."""
     convolution: int = Field(5, ge=0)
-    """Characters that the convolution of the head spans, an odd number; 0 for none."""
+    """Width of the head's convolution in characters, an odd number; 0 for no convolution."""
     types: Literal["names", "learnt"] = "names"
-    """What an entity type is made from: `names`: the embedded name and description of its label; `learnt`: nothing."""
+    """How the head represents an entity type. `names`: by the embedded name and description of its label, and by
+    learnt weights. `learnt`: by learnt weights alone."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout on the features of a character."""
+    """Dropout rate on the features of a character."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Peak learning rate of the head; the adapter's is `train.learning_rate`."""
+    """Peak learning rate of the head. The adapter has `train.learning_rate`."""
 
     @model_validator(mode="after")
     def _is_centred(self) -> Spans:
@@ -244,26 +262,27 @@ class Lora(Section):
     """The adapter; `lora: full` trains the model's own weights instead (full fine-tuning)."""
 
     full: bool = False
-    """Train every weight of the decoder layers itself, without an adapter; for models under 1 B weights. The
+    """Train every weight of the decoder layers, without an adapter. For models of less than a billion weights. The
     embeddings stay frozen."""
     rank: int | None = Field(None, ge=1)
-    """Rank r. Chosen by corpus and model if not given."""
+    """Rank r of the matrices A and B. Chosen by corpus and model if not given."""
     alpha: float | None = Field(None, gt=0)
-    """Scale of the update, which is alpha / rank times B A. Twice the rank if not given."""
+    """Scale of the weight update, which is alpha / rank times B A. Twice the rank if not given."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the input of the adapter. Shared packs are exact only with 0."""
+    """Dropout rate on the input of the adapter. Shared packs give exactly the results of separate examples only with
+    0."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead, which keeps high ranks stable (arXiv 2312.03732)."""
+    """Scale by alpha / sqrt(rank) instead, which keeps training with high ranks stable (rsLoRA, arXiv 2312.03732)."""
     dora: bool = False
-    """Train magnitude and direction of the weights separately (DoRA, arXiv 2402.09353); slower."""
+    """Train magnitude and direction of the weights separately (DoRA, arXiv 2402.09353). Slower."""
     plus_ratio: float = Field(1.0, ge=1)
-    """The ratio of B's learning rate to A's (LoRA+, arXiv 2402.12354); its authors recommend 16."""
+    """The ratio of the learning rate of B to that of A (LoRA+, arXiv 2402.12354). Its authors recommend 16."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
-    """Different ranks for some modules, such as `{down_proj: 32}`. A name that matches nothing is an error."""
+    """Other ranks for some modules, such as `{down_proj: 32}`. A name that matches no module is an error."""
     targets: str | tuple[str, ...] = "all-linear"
-    """The modules that get an adapter: `all-linear`, or a list of names, each of which must match."""
+    """The modules that get an adapter: `all-linear`, or a list of names, each of which must match a module."""
     allow_unmatched: bool = False
-    """Accept targets that match nothing, which is the tutorial's flaw on Phi-4."""
+    """Accept names in `targets` that match no module. The tutorial has such names for Phi-4, which is a flaw."""
 
     @field_validator("rank_pattern")
     @classmethod
@@ -279,161 +298,169 @@ class Lora(Section):
 
 
 class Train(Section):
-    """Optimisation."""
+    """Optimisation, packing, evaluations during training and checkpoints."""
 
     from_: str | None = Field(None, alias="from", min_length=1)
-    """A run folder, or an adapter folder, whose adapter training goes on with instead of a new one; `lora` is then that
-    of the adapter, the learning rate a third of that run's where none is named, and the optimizer starts anew."""
+    """Warm start: a run folder or an adapter folder. Training begins with its adapter instead of a new one. The section
+    `lora` is then that of the adapter, and the optimizer starts anew. If no learning rate is given, it is a third of
+    that run's."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """`adamw`: with fp32 states; `adamw_8bit`: a quarter of that memory, needs bitsandbytes; `paged_adamw_8bit`: moves
-    states to CPU memory when the GPU's is short."""
+    """`adamw`: with states in fp32. `adamw_8bit`: with states in 8 bits, a quarter of that memory; needs bitsandbytes.
+    `paged_adamw_8bit`: moves such states to CPU memory when GPU memory is short."""
     normalize: Normalize = "tokens"
-    """Whether every answer token has the same weight in the loss of a step, or every example. Where spans are read,
-    every example has the same."""
+    """What has equal weight in the loss of a step. `tokens`: every answer token. `examples`: every example. If spans
+    are read, every example always has equal weight."""
     batch_examples: int | None = Field(None, ge=1)
-    """Examples in an optimizer step, on all devices together, however they are packed. Chosen by corpus and model if
-    not given."""
+    """Number of examples in an optimizer step, on all devices together, however they are packed. Chosen by corpus and
+    model if not given."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate. Chosen by corpus and model if not given."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training documents, unless `max_steps` is given. Chosen by corpus and model if not given."""
+    """Number of passes over the training documents, unless `max_steps` is given. Chosen by corpus and model if not
+    given."""
     max_steps: int | None = Field(None, ge=1)
-    """Optimizer steps; overrides `epochs`."""
+    """Number of optimizer steps. Takes precedence over `epochs`."""
     masked_epochs: float = Field(0.0, ge=0)
-    """Passes over the training texts before all others, in which the model learns to predict masked tokens from both
-    sides; they use no annotation. For `task.answer: spans`. Five made it better on 15,000 sentences, and training three
-    times as long (docs/quality.md)."""
+    """Number of passes over the training texts, before all other training, in which the model learns to predict masked
+    tokens from the text on both sides. They need no annotation. Only for `task.answer: spans`. On 15,000 sentences,
+    five such passes raised F1, and training took three times as long (docs/quality.md)."""
     max_minutes: float | None = Field(None, gt=0)
-    """Stop after this training time, not counting evaluations. The learning rate then follows the clock."""
+    """Stop after this training time in minutes, evaluations not counted. The learning rate then follows the time that
+    has passed."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Learning-rate schedule after the warm-up."""
+    """How the learning rate changes after the warm-up."""
     warmup: float = Field(0.05, ge=0)
-    """Length of the warm-up: below 1 a share of all steps, from 1 on a number of steps."""
+    """Length of the warm-up. Below 1: a share of all steps. From 1 on: a number of steps."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Clip gradients to this norm."""
+    """The maximum norm of the gradient. A larger gradient is scaled down to it."""
     average: float | None = Field(None, gt=0, lt=1)
-    """Evaluate and keep the exponential moving average of the trained weights, with this decay, such as 0.995. None if
-    not given. It made reading better together with dropout (docs/quality.md)."""
+    """Evaluate and keep the exponential moving average (EMA) of the trained weights, with this decay, such as 0.995. No
+    average if not given. For reading, it raised F1 together with dropout (docs/quality.md)."""
     pack: Literal["shared", "none"] = "shared"
-    """`shared`: pack several examples behind one instruction; `none`: padded batches, for comparison."""
+    """`shared`: pack several examples behind one instruction. `none`: padded batches, for comparison."""
     pack_tokens: int | None = Field(None, ge=64)
-    """Largest number of tokens in a pack. If not given 1,024 on a CPU and 4,096 on a GPU, or up to twice as many where
-    a step has them for each device, and its memory is predicted to hold them with room to spare."""
+    """The maximum number of tokens of a pack. If not given: 1,024 on a CPU and 4,096 on a GPU. It is up to twice as
+    many if a step has enough tokens for each device and memory for them is predicted to suffice with a margin."""
     loss_on: LossOn | None = None
-    """Tokens that have a loss. `answer`: every token of the answer; `choices`: only tokens where the grammar leaves a
-    choice, and among the allowed ones. That is faster, but the model then needs the grammar to answer. Chosen by corpus
-    and model if not given."""
+    """Which tokens have a loss. `answer`: every token of the answer. `choices`: only tokens at which the grammar allows
+    more than one, and the loss compares the allowed tokens only. That is faster, but the model then needs the grammar
+    to answer. Chosen by corpus and model if not given."""
     micro_batch: int = Field(4, ge=1)
-    """Examples in a padded batch, with `pack: none`."""
+    """Number of examples in a padded batch, with `pack: none`."""
     max_tokens: int = Field(2048, ge=16)
-    """Largest number of tokens of a document with its prompt and answer. For longer ones see `data.too_long`."""
+    """The maximum number of tokens of an example: prompt, text and answer. For longer documents see `data.too_long`."""
     cut_tokens: int | None = Field(None, ge=16)
-    """Cut off every sample after this many tokens, as the tutorial does. Only to reproduce it."""
+    """Cut off every example after this many tokens, as the tutorial does. Use it only to reproduce the tutorial."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decoder layers, which takes about 20 s before the first step and makes steps three times as fast.
     `auto`: on CUDA with shared packs."""
     keep: Keep | Literal["auto"] = "auto"
-    """What compiled layers keep in memory for the backward pass: `none` (the least memory), `some` (attention and
-    narrow matrix products), `fp8` (all matrix products, those of MLPs whose gate and up are one layer in 8 bits) or
-    `most` (all matrix products). `auto`: `most` where the free memory holds it, else `some`."""
+    """Which results compiled layers keep in memory for the backward pass. `none`: nothing, which takes the least
+    memory. `some`: attention and narrow matrix products. `fp8`: all matrix products, in 8 bits for MLPs whose gate and
+    up projections are one layer. `most`: all matrix products. `auto`: `most` if the free memory suffices, else
+    `some`."""
     graphs: Literal["auto", "off"] = "auto"
-    """Launch the passes over a pack as CUDA graphs, in one go. `auto`: on CUDA with shared packs, where these are so
-    short that the GPU would wait for the host, and layers are neither recomputed as a whole nor compiled with
-    `lora.dropout`."""
+    """Launch the forward and backward pass of a pack as CUDA graphs. `auto`: on CUDA with shared packs, if the packs
+    are so short that the GPU would wait for the CPU, and if layers are not recomputed as a whole. Not with
+    `model.base: nf4` or `int8`, nor with `distributed.strategy: fsdp`."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute layers in the backward pass to save memory, if they are not compiled. `auto`: on CUDA."""
     eval_steps: int | None = Field(None, ge=1)
-    """Steps between evaluations. About four evaluations a run if not given."""
+    """Number of steps between evaluations on dev documents. If not given, a run has about four evaluations."""
     eval_documents: int | None = Field(None, ge=1)
-    """Largest number of dev documents in such an evaluation. 200 if not given, and all where spans are read, which is
+    """The maximum number of dev documents in such an evaluation. If not given: 200, or all if spans are read, which is
     fast."""
     eval_share: float = Field(0.15, gt=0, le=1)
-    """Largest share of the training time for these evaluations. It limits their documents, but not below 8."""
+    """The maximum share of the training time that these evaluations may take. It reduces the number of their documents,
+    but not below 8."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many evaluations in a row without a better F1. Never if not given."""
     eval_before: bool = True
-    """Score the model before training too."""
+    """Also measure F1 before training."""
     save_steps: int | None = Field(None, ge=1)
-    """Steps between checkpoints. Those of `eval_steps` if not given."""
+    """Number of steps between checkpoints. As `eval_steps` if not given."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints to keep, besides that of the best evaluation."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """What to do in a step whose loss or gradient is not finite: `stop` the run, or `skip` the step. Both name its
-    documents."""
+    """What to do in a step whose loss or gradient is not finite: `stop` the run, or `skip` the step. Both name the
+    documents of the step."""
     log_steps: int = Field(1, ge=1)
-    """Steps between two lines in `metrics.jsonl`."""
+    """Number of steps between two lines of `metrics.jsonl`."""
 
     @property
     def on_choices(self) -> bool:
-        """Whether the loss is on the grammar's choices alone."""
+        """Whether only the tokens at which the grammar allows more than one have a loss."""
         return self.loss_on == "choices"
 
 
 class Distributed(Section):
-    """Training by several processes, which torchrun or `accelerate launch` starts; without them it has no effect."""
+    """Training by several processes, which torchrun or `accelerate launch` starts. No effect on a single process."""
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """`ddp`: every process holds the whole base, in any number type. `fsdp`: the layers of a bf16 or fp32 base are
-    divided over the processes, for a base that does not fit one GPU; slower."""
+    """`ddp`: every process holds the whole base model, in any number type. `fsdp`: the layers of a bf16 or fp32 base
+    model are divided over the processes, for a model that does not fit into one GPU. Slower."""
     timeout_minutes: float = Field(30.0, gt=0)
-    """How long a process waits for another one that neither goes on nor ends."""
+    """How many minutes a process waits for another one that has stopped responding without ending."""
 
 
 class Extract(Section):
-    """Extraction."""
+    """Extraction of entities from texts."""
 
     batch_size: int | None = Field(None, ge=1, le=65_536)
     """How many documents to decode together. Chosen by device if not given."""
     max_new_tokens: int = Field(1024, ge=1)
-    """Largest number of tokens in an answer that is written. An answer that reaches it is reported."""
+    """The maximum number of tokens of an answer that is written. An answer that reaches it is cut off and reported."""
     grounded: bool = True
-    """Decode with the grammar of the document, which allows only entities of its text."""
+    """Decode with the grammar of the document, which allows only entities that are in its text."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decoder layers on a GPU, which takes some seconds before the first document and makes extraction
-    faster. `auto`: for a model of a billion weights and more, where more documents wait than are computed together."""
+    faster. `auto`: for a model of a billion weights or more, if there are more documents than one batch."""
     merge: Literal["auto", "always"] = "auto"
-    """When to merge the adapter into the base model. `auto`: where the base is in 16 or 32 bits; over a quantised one
-    it is computed beside it. `always`: also with `model.base: fp8`, where the merged weights are then quantised. That
-    is faster, and scores and entities may differ a little from those that the training evaluated."""
+    """When to merge the adapter into the base model. `auto`: if the base is in 16 or 32 bits; with a quantised base the
+    adapter is computed separately. `always`: also with `model.base: fp8`, where the merged weights are then quantised.
+    That is faster, but scores and entities may differ a little from those of the evaluations in training."""
     chunk_tokens: int | None = Field(None, ge=1)
-    """Largest number of tokens of a text that the model reads at once; longer texts are read in overlapping chunks. If
-    not given, what `train.max_tokens` and the window of the model leave besides the instruction and the answer; with
-    `task.answer: spans` the longest training text, and 64 at least."""
+    """The maximum number of tokens of a text that the model reads at once. Longer texts are read in overlapping chunks.
+    If not given: what `train.max_tokens` and the context window of the model leave besides the instruction and the
+    answer, or with `task.answer: spans` the tokens of the longest training text, but at least 64."""
     overlap: int = Field(64, ge=0)
-    """How many characters a chunk shares with the one before it, so that an entity at a cut is whole in one of them."""
+    """How many characters a chunk shares with the chunk before it, so that an entity at a cut is complete in one of
+    them."""
     max_characters: int = Field(500_000, ge=1)
-    """Largest number of characters of a text. Longer texts are refused, not cut."""
+    """The maximum number of characters of a text. Longer texts are refused, not cut."""
 
 
 class Track(Section):
-    """Where the run is recorded beside `metrics.jsonl`."""
+    """The dashboards that record the run, besides `metrics.jsonl`."""
 
     swanlab: Literal["local", "offline", "online", "off"] = "local"
-    """SwanLab mode: on this machine, kept here to be sent by `spantune sync`, sent while it runs, or not at all."""
+    """SwanLab mode. `local`: a board on this machine. `offline`: recorded here, to be sent later by `spantune sync`.
+    `online`: sent to SwanLab's cloud during training. `off`: not recorded."""
     board: Path | None = None
-    """Folder of the local board, which shows all runs that are recorded there; `<run.folder>/swanlab` when absent."""
+    """Folder of the local board, which shows all runs that are recorded in it. `<run.folder>/swanlab` if not given."""
     also: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Further trackers; each is an extra to install, such as `spantune[tensorboard]`."""
+    """Further trackers. Each is an extra to install, such as `spantune[tensorboard]`."""
     project: str = Field("spantune", pattern=r"^[0-9A-Za-z_\-+.]{1,100}$")
-    """SwanLab project: ASCII only."""
+    """Name of the project in the trackers, in ASCII."""
     workspace: str | None = Field(None, pattern=r"^[0-9A-Za-z_\-]{1,25}$")
-    """User or organisation in SwanLab's cloud that the project belongs to; that of the key when absent."""
+    """User or organisation in SwanLab's cloud that the project belongs to. If not given, that of the API key."""
     experiment: str | None = Field(None, min_length=1, max_length=512)
-    """Name of the run in the trackers, in any language; `run.name` when absent."""
+    """Name of the run in the trackers, in any language. `run.name` if not given."""
     description: str | None = Field(None, min_length=1, max_length=1024)
-    """What the run is for."""
+    """The purpose of the run."""
     tags: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field((), max_length=30)
-    """Words to find the run by."""
+    """Words by which the run can be found."""
     group: str | None = Field(None, min_length=1, max_length=128)
-    """What the run belongs to, such as an ablation."""
+    """A group of runs that this run belongs to, such as an ablation study."""
     job_type: str | None = Field(None, min_length=1, max_length=128)
-    """What kind of run it is, such as `train` or `search`; to group and filter by."""
+    """The kind of run, such as `train` or `search`, by which runs can be grouped and filtered."""
     predictions: int = Field(20, ge=0, le=100)
-    """Documents in the `Prediction` text panel, the same at every evaluation."""
+    """Number of documents in the text panel `Prediction`. They are the same documents at every evaluation."""
     notify: tuple[Literal["webhook", "email", "lark", "dingtalk", "wecom"], ...] = ()
-    """Who is told when the run ends; addresses and passwords are taken from environment variables, see tracking."""
+    """How to send a notification when the run ends. Addresses and passwords are taken from environment variables; see
+    docs/tracking.md."""
 
     @model_validator(mode="before")
     @classmethod
@@ -446,7 +473,7 @@ class Track(Section):
 
 
 class Config(Section):
-    """A whole recipe."""
+    """A complete recipe. Its attributes are the sections."""
 
     run: Run = Run()
     model: Model
@@ -468,7 +495,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _full_is_short(cls, values: object) -> object:
-        """Turn `lora: full` into a section."""
+        """Turn the short form `lora: full` into the section `lora: {full: true}`."""
         if isinstance(values, dict) and values.get("lora") == "full":
             return {**values, "lora": {"full": True}}
         return values
@@ -529,7 +556,7 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        """`run.folder / run.name`."""
+        """The path of the run folder: `run.folder / run.name`."""
         return self.run.folder / self.run.name
 
     def __repr__(self) -> str:
@@ -540,13 +567,18 @@ class Config(Section):
     __str__ = __repr__
 
     def save(self, folder: str | Path) -> None:
-        """Write the resolved recipe as `config.yaml` into `folder`, with credentials masked."""
+        """Write the recipe as `config.yaml` into `folder`, with credentials masked.
+
+        Raises:
+            ConfigError: `folder` is not a path.
+            OSError: the file cannot be written.
+        """
         expect(folder, (str, Path), "Config.save", "the path of a folder")
         text = yaml.safe_dump(masked_values(self.model_dump(mode="json")), allow_unicode=True, sort_keys=False)
         replace_text(Path(folder) / "config.yaml", text)
 
 
 def filled(value: Value | None) -> Value:
-    """Return the value of a key that a recipe may lack, of a recipe that `training.prepare` has filled."""
+    """Return `value`, the value of an optional key of a recipe that `training.prepare` has filled, as not None."""
     assert value is not None, "a key is not filled yet: take the recipe of training.prepare"
     return value

@@ -1,6 +1,7 @@
-"""The traceback of a bug goes into a log file: `crash.log` in the run folder, if one is known, else in the user's logs.
+"""The crash log: the traceback of a bug is written to `crash.log` in the run folder or in the user's log folder.
 
-A command says on which run it works before it begins. Credentials in a traceback are masked.
+A command calls `log_crashes_into` before it works on a run. Without such a call, or if the run folder does not exist,
+the user's log folder is used. Credentials in a traceback are masked.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ _run_folder: Path | None = None
 
 
 def log_crashes_into(folder: Path) -> None:
-    """Have the traceback of a bug written into the run folder `folder` from now on, if it exists then."""
+    """From now on, write the traceback of a bug into the run folder `folder`, if the folder exists at that time."""
     global _run_folder
     _run_folder = folder
 
 
 def log_crash(error: BaseException) -> Path | None:
-    """Append the traceback of `error` to the log file, and return its path; None where none can be written."""
+    """Append the traceback of `error` to the crash log and return the path of that file; None if it cannot be written.
+
+    The file is readable by its owner only.
+    """
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{''.join(traceback.format_exception(error))}\n"
     folders = [_run_folder] if _run_folder else []
     folders.append(platformdirs.user_log_path("spantune", appauthor=False))

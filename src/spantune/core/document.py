@@ -1,7 +1,8 @@
-"""Entity and Document: the two values that every layer passes on.
+"""Entity and Document: the two values that all layers exchange.
 
-Offsets are half-open and count Unicode code points of the unchanged text. Entities may be nested, may cross, and may
-have the same span under two labels. An entity that is empty or outside its text is refused when the document is made.
+The offsets of an entity form a half-open range and count Unicode code points of the unchanged text. Entities may be
+nested, may cross, and may have the same span under two labels. A Document refuses an entity that is empty or outside
+its text when it is constructed.
 """
 
 from __future__ import annotations
@@ -19,19 +20,31 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def half_surrogate(text: str) -> int | None:
-    """Return the offset of the first half of a surrogate pair, which cannot be encoded; None if there is none."""
+    """Return the offset of the first surrogate code point, which UTF-8 cannot encode; None if `text` has none."""
     match = _SURROGATE.search(text)
     return match.start() if match else None
 
 
 def encodable(text: str) -> str:
-    """Return `text` with U+FFFD for what cannot be encoded, such as bytes of a file name that are not UTF-8."""
+    """Return `text` with U+FFFD in place of every surrogate code point, so that it can be encoded as UTF-8.
+
+    Python puts such code points into file names whose bytes are not UTF-8.
+    """
     return _SURROGATE.sub("\ufffd", text)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Entity:
-    """A labelled span `text[start:end]`; `score` is its probability in [0, 1], if known."""
+    """A labelled span `text[start:end]`.
+
+    Two entities are equal if start, end and label are equal; the score is not compared.
+
+    Args:
+        start: the offset of the first character, in code points.
+        end: the offset after the last character.
+        label: the code of the entity type.
+        score: the probability that the entity is correct, in [0, 1]; None if it is not known.
+    """
 
     start: int
     end: int
@@ -39,13 +52,19 @@ class Entity:
     score: float | None = field(default=None, compare=False)
 
     def shifted(self, by: int) -> Entity:
-        """Return the same entity in a text that begins `by` characters earlier."""
+        """Return the entity with `by` characters added to both offsets."""
         return replace(self, start=self.start + by, end=self.end + by)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with its entities, sorted by (start, end, label).
+    """A text with its entities.
+
+    Args:
+        id: the identifier of the document in its corpus.
+        text: the text, which is never changed.
+        entities: the entities of the text; they are sorted by (start, end, label).
+        meta: everything else that a file says about the document; not interpreted.
 
     Raises:
         DataError: an entity is empty or lies outside the text, or a value is of a wrong type.
@@ -96,25 +115,25 @@ class Document:
         return entities_html(self)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the document as the native JSON object: id, text, entities with their surface, meta if any."""
+        """Return the document as the native JSON object: id, text, entities with their surface, and any `meta`."""
         return to_record(self)
 
     def surface(self, entity: Entity) -> str:
-        """Return the characters that `entity` covers.
+        """Return the surface of `entity`: the characters of the text that it covers.
 
         Raises:
-            ConfigError: `entity` is no Entity.
+            ConfigError: `entity` is not an Entity.
         """
         if not isinstance(entity, Entity):
             expect(entity, Entity, "surface", "an Entity of the document")
         return self.text[entity.start : entity.end]
 
     def with_entities(self, entities: Iterable[Entity]) -> Document:
-        """Return the same document with other entities.
+        """Return the same document with `entities` in place of its own.
 
         Raises:
-            ConfigError: `entities` is no list of Entity objects.
-            DataError: one of them is empty or lies outside the text.
+            ConfigError: `entities` is not a list of Entity objects.
+            DataError: an entity is empty or lies outside the text.
         """
         if isinstance(entities, str) or not isinstance(entities, Iterable):
             expect(entities, (), "with_entities", "a list of Entity objects")
@@ -122,7 +141,10 @@ class Document:
 
 
 def hash_documents(documents: Iterable[Document]) -> str:
-    """Return one SHA-256 over ids, texts and entities, in order."""
+    """Return the SHA-256, in hexadecimal digits, of the ids, texts and entities of `documents` in their order.
+
+    Scores and `meta` are not included.
+    """
     digest = hashlib.sha256()
     for document in documents:
         entities = [[entity.start, entity.end, entity.label] for entity in document.entities]
@@ -131,7 +153,10 @@ def hash_documents(documents: Iterable[Document]) -> str:
 
 
 def to_record(document: Document) -> dict[str, object]:
-    """Return `document` as the native JSON object: id, text, entities with their surface, meta if any."""
+    """Return `document` as the native JSON object, with the keys `id`, `text`, `entities` and, if not empty, `meta`.
+
+    Each entity has `start`, `end`, `label`, its surface as `text` and, if known, its `score` with 6 decimal places.
+    """
     entities = []
     for entity in document.entities:
         row: dict[str, object] = {

@@ -1,9 +1,8 @@
-"""Documents as HTML: their entities as coloured lines with names, one colour a label.
+"""Draw documents as HTML: each entity is a coloured line under its text, with the name of its label.
 
-A drawing is one HTML element whose text is the unchanged text of the document. Every page, and a notebook, takes the
-colour of a label from here: `label_colors(task.codes)`, so that a label has one colour everywhere. A label is also
-named beside its line, so that nothing is told by colour alone. Where no task is known, the order is that of the sorted
-codes.
+A drawing is one HTML element whose text is the unchanged text of the document. All pages and notebooks take the colour
+of a label from `label_colors(task.codes)`, so that a label has the same colour everywhere. The name of the label is
+always shown too, so that colour is never the only information. If no task is known, the labels are ordered by code.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ ERROR_SIGNS: Mapping[str, str] = {
     "missed": "\u2212",
     "spurious": "+",
 }
-"""The sign in the tag of each kind of error; every other kind is drawn as correct."""
+"""The sign that the tag of an entity shows for each kind of error. An entity of any other kind is drawn as correct."""
 
 JOINER = "\u200d"
-"""The zero-width joiner, which joins emoji into one."""
+"""The zero-width joiner, a character that joins several emoji into one."""
 
 LEFT_OUT = "left out"
-"""The kind of an entity that a threshold left out: a script hides it."""
+"""The kind of an entity whose score is below the threshold. It is drawn, and the script of the page hides it."""
 
 LABEL_COLORS = (
     ("#1771e3", "#83b1e9"),
@@ -46,15 +45,19 @@ LABEL_COLORS = (
     ("#55055a", "#c869c3"),
     ("#4100f5", "#b4af6e"),
 )
-"""(light, dark) colours, found by search: contrast at least 4.6 on white and 5 on #1b1d22, and at least 6 apart
-(OKLab, 0 to 100) in normal, protan, deutan and tritan vision (Machado 2009). With more labels the colours repeat."""
+"""The colours of labels, each as (colour on a light page, colour on a dark page). With more labels, colours repeat.
+
+They were found by a search with these conditions: the contrast is at least 4.6 on white and at least 5 on #1b1d22, and
+any two colours differ by at least 6 (OKLab, scale 0 to 100) in normal, protan, deutan and tritan vision (simulated as
+in Machado et al. 2009).
+"""
 
 
 def label_colors(codes: Sequence[str]) -> dict[str, int]:
-    """Return the index of every label in LABEL_COLORS, which is also the N of its style class `entity-N`.
+    """Return label code to index in LABEL_COLORS. The style class of the label is `entity-` with this index.
 
     Args:
-        codes: the label codes in the order of the task; without a task, sorted.
+        codes: the label codes in the order of the task, or sorted if there is no task.
     """
     return {code: index % len(LABEL_COLORS) for index, code in enumerate(dict.fromkeys(codes))}
 
@@ -66,14 +69,15 @@ def draw_entities(
     names: Mapping[str, str] | None = None,
     scores: bool = False,
 ) -> str:
-    """Draw `document` as one HTML element, for a page that has `drawing_style()`.
+    """Draw `document` as one HTML element. The page must contain the style sheet of `drawing_style()`.
 
     Args:
         document: the text with its entities.
-        codes: the labels in the order that gives their colours; a label that is not among them is grey.
-        kinds: the kind of each entity (see `metrics.error_analysis`), or LEFT_OUT; None draws all as correct.
-        names: code to the name that is shown instead of it.
-        scores: whether scores are shown, and stand in `data-score` for a script.
+        codes: the label codes, whose order determines the colours. A label that is not in it is grey.
+        kinds: entity to kind: a kind of error (see `metrics.error_analysis`) or LEFT_OUT. An entity without a kind is
+            drawn as correct.
+        names: label code to the name that is shown instead of the code.
+        scores: whether to show scores, and to write them into the attribute `data-score` for a script.
     """
     entities = sorted(set(document.entities))
     colors = label_colors(codes)
@@ -97,14 +101,14 @@ def draw_entities(
 def entities_html(
     document: Document, codes: Sequence[str] | None = None, names: Mapping[str, str] | None = None
 ) -> str:
-    """Return a document as HTML that needs no page around it, as a notebook shows it: its drawing and a table.
+    """Return a document as HTML for a notebook: its drawing and a table, together with their style sheet.
 
-    The table names label, offsets, text and score of every entity, so that nothing is lost where styles are removed.
+    The table has the label, offsets, text and score of every entity. It stays readable if styles are removed.
 
     Args:
         document: the text with its entities.
-        codes: the labels of the task in its order, which gives the colours; see `label_order` when absent.
-        names: code to name.
+        codes: the label codes in the order of the task, which determines the colours. If None, see `label_order`.
+        names: label code to name.
     """
     return framed_html(document_html(document, codes, names))
 
@@ -112,7 +116,7 @@ def entities_html(
 def document_html(
     document: Document, codes: Sequence[str] | None = None, names: Mapping[str, str] | None = None
 ) -> str:
-    """Return what `entities_html` shows, for a frame of `framed_html` that shows more."""
+    """Return the drawing and table of `entities_html` without the style sheet, as content for `framed_html`."""
     if codes is None:
         codes = label_order(sorted({entity.label for entity in document.entities}))
     drawing = draw_entities(document, codes, names=names)
@@ -133,7 +137,10 @@ def document_html(
 
 
 def framed_html(content: str) -> str:
-    """Return markup in a frame that has the style of drawings and tables, as a notebook shows it in light and dark."""
+    """Return the HTML `content` in an element that brings the style sheet of drawings and tables, for a notebook.
+
+    The colours follow the light or dark colour scheme of the reader.
+    """
     style = drawing_style(".spantune-document")
     return f'<div class="spantune-document"><style>{style}{_FRAME}</style>{content}</div>'
 
@@ -142,11 +149,12 @@ _session_codes: tuple[str, ...] = ()
 
 
 def prefer_label_order(codes: Iterable[str], *, is_task: bool = True) -> None:
-    """Have what a notebook shows from now on take the colours of this order.
+    """Set the order of labels that determines the colours of documents that a notebook shows from now on.
 
     Args:
-        codes: the labels of a task or a corpus in their order.
-        is_task: the order of a task replaces an earlier one; that of a corpus holds until there is one.
+        codes: the label codes of a task or a corpus, in their order.
+        is_task: True if the order is that of a task, which always replaces an earlier order. The order of a corpus is
+            used only if no order was set before.
     """
     global _session_codes
     if is_task or not _session_codes:
@@ -154,12 +162,15 @@ def prefer_label_order(codes: Iterable[str], *, is_task: bool = True) -> None:
 
 
 def label_order(codes: Iterable[str]) -> list[str]:
-    """Return the labels that give the colours where no task is at hand: those of `prefer_label_order`, then `codes`."""
+    """Return the order of labels that determines the colours if the caller has no task.
+
+    It consists of the labels of `prefer_label_order`, followed by those of `codes` that are not among them.
+    """
     return list(dict.fromkeys([*_session_codes, *codes]))
 
 
 def table_html(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return an HTML table with a header row and the first column as row headers; all texts are escaped."""
+    """Return an HTML table with the header row `head`; the first cell of a row is its header. Texts are escaped."""
     columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = []
     for first, *others in rows:
@@ -169,10 +180,10 @@ def table_html(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def drawing_style(root: str = ":root") -> str:
-    """Return the style sheet of drawings; its colours follow the light or dark colour scheme of the reader.
+    """Return the CSS of drawings. The colours follow the light or dark colour scheme of the reader.
 
     Args:
-        root: the CSS selector of the element that has the colours.
+        root: the CSS selector of the element for which the colours are defined.
     """
     light, dark = (
         "".join(f"--entity-{index}:{pair[mode]};" for index, pair in enumerate(LABEL_COLORS)) for mode in (0, 1)
@@ -204,7 +215,10 @@ _SHAPES = """.drawn{white-space:pre-wrap;overflow-wrap:anywhere;line-height:calc
 
 
 def _levels(entities: Iterable[Entity]) -> dict[Entity, int]:
-    """Return the level of every entity, 0 next to the text; shorter entities come first, so inner ones are nearer."""
+    """Return the level of every entity's line: 0 is next to the text, and overlapping entities have different levels.
+
+    Shorter entities are placed first, so an inner entity is nearer to the text than the entity around it.
+    """
     levels: dict[Entity, int] = {}
     for entity in sorted(entities, key=lambda entity: (entity.end - entity.start, entity)):
         taken = {level for placed, level in levels.items() if placed.start < entity.end and entity.start < placed.end}
@@ -213,14 +227,22 @@ def _levels(entities: Iterable[Entity]) -> dict[Entity, int]:
 
 
 def _covering(levels: Mapping[Entity, int], begin: int, end: int) -> list[Entity]:
-    """Return the entities that cover [begin, end), the nearest to the text first."""
+    """Return the entities that cover [begin, end), sorted by level, beginning with the one nearest to the text."""
     covering = (entity for entity in levels if entity.start <= begin and end <= entity.end)
     return sorted(covering, key=levels.__getitem__)
 
 
 @dataclass(frozen=True)
 class _Line:
-    """How an entity is drawn: `color` is its index in LABEL_COLORS, and `level` counts the lines nearer to the text."""
+    """How an entity is drawn.
+
+    Args:
+        entity: the entity.
+        color: the index of its colour in LABEL_COLORS; None for grey.
+        kind: its kind of error; another text if it is correct.
+        level: the level of its line, 0 next to the text (see `_levels`).
+        name: the name of its label.
+    """
 
     entity: Entity
     color: int | None
@@ -230,7 +252,7 @@ class _Line:
 
 
 def _markup(line: _Line, surface: str, scores: bool) -> tuple[str, str]:
-    """Return the markup of an entity: the start tag of its line under the text, and its label behind the text."""
+    """Return two pieces of HTML for an entity: the start tag of its line, and the tag with its label after the text."""
     entity, color = line.entity, "other" if line.color is None else line.color
     sign = ERROR_SIGNS.get(line.kind)
     tag = f"{line.name} {sign} {line.kind}" if sign else line.name
@@ -248,7 +270,7 @@ def _markup(line: _Line, surface: str, scores: bool) -> tuple[str, str]:
 
 
 def _under(content: str, covering: Iterable[Entity], lines: Mapping[Entity, tuple[str, str]]) -> str:
-    """Put `content` inside the lines of the entities that cover it."""
+    """Wrap `content` in the line of every entity in `covering`; the first one is the innermost."""
     for entity in covering:
         content = f"{lines[entity][0]}{content}</span>"
     return content
@@ -257,7 +279,10 @@ def _under(content: str, covering: Iterable[Entity], lines: Mapping[Entity, tupl
 def _tags(
     levels: Mapping[Entity, int], ending: Iterable[Entity], offset: int, lines: Mapping[Entity, tuple[str, str]]
 ) -> list[str]:
-    """Return the labels at `offset`, inner ones first, above the lines that continue there."""
+    """Return the tags of the entities in `ending`, which are placed at `offset`; inner entities come first.
+
+    Each tag is wrapped in the lines of the other entities that continue at `offset` or that end there after it.
+    """
     ordered = sorted(ending, key=levels.__getitem__)
     continuing = {entity for entity in levels if entity.start < offset < entity.end}
     tags = []
@@ -268,7 +293,7 @@ def _tags(
 
 
 def _tag_offset(text: str, offset: int) -> int:
-    """Return the first offset from `offset` on that is not inside a letter with marks or a joined emoji."""
+    """Return the first offset, not before `offset`, that does not split a letter from its marks or a joined emoji."""
     while 0 < offset < len(text) and (category(text[offset])[0] == "M" or JOINER in text[offset - 1 : offset + 1]):
         offset += 1
     return offset

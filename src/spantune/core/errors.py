@@ -1,4 +1,4 @@
-"""The error tree: everything that spantune raises for a user's input or machine.
+"""The error tree: all errors that spantune raises because of a user's input or machine.
 
     SpantuneError
     ├── ConfigError     an invalid recipe, override or command line
@@ -7,8 +7,9 @@
     └── RunError        a run folder that exists already, is missing or is damaged
         └── RankLost    another of the processes that train together has ended
 
-A message says where, what was found, what was expected and what to do; credentials in it are masked. The command line
-prints it and exits with 2. Bugs in spantune itself are `assert`s and never derive from these.
+A message says where the problem is, what was found, what was expected and what to do. Credentials in it are masked. The
+command line prints the message and exits with code 2. A bug of spantune itself shows as
+an AssertionError or another error of Python, never as one of these.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Second = TypeVar("Second")
 
 
 class SpantuneError(Exception):
-    """Root of the tree; catch it to catch every error that a user can fix."""
+    """The base class of spantune's errors. Catch it to catch every error that a user can fix."""
 
     def __init__(self, message: str = ""):
         super().__init__(masked(message))
@@ -47,7 +48,7 @@ class RunError(SpantuneError):
 
 
 class RankLost(RunError):
-    """Another of the processes that train together has ended, with an error of its own or killed."""
+    """Another of the processes that train together has ended: it raised an error or was killed."""
 
 
 class DataError(SpantuneError):
@@ -55,9 +56,11 @@ class DataError(SpantuneError):
 
     Args:
         message: what was found, what was expected and what to do.
-        path: the file, if known.
-        line: 1-based line in the file.
-        field: the field of the record.
+        path: the file; None if it is not known.
+        line: the line in the file, counted from 1; None if it is not known.
+        field: the field of the record, such as `entities`; None if the error is not about one field.
+
+    The four values are attributes of the error, with credentials in `message` masked.
     """
 
     def __init__(
@@ -73,7 +76,10 @@ class DataError(SpantuneError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the end of an "unknown name" message: the most similar valid name, whatever its case, and all of them."""
+    """Return the end of a message about the unknown name `name`: the most similar valid name and all valid names.
+
+    Example: `did you mean 'train'? valid: data, train`. Names are compared without regard to case.
+    """
     names = sorted(valid)
     close = closest(name, names)
     hint = f"did you mean {close!r}? " if close is not None else ""
@@ -81,7 +87,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def closest(name: str, valid: Iterable[str]) -> str | None:
-    """Return the most similar valid name, whatever its case; None where none is similar."""
+    """Return the name in `valid` that is most similar to `name`, without regard to case; None if none is similar."""
     by_folded = {known.casefold(): known for known in sorted(valid, reverse=True)}
     close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
     return by_folded[close[0]] if close else None
@@ -100,12 +106,18 @@ def expect(value: object, kinds: tuple[type[object], ...], name: str, expected: 
 
 
 def expect(value: object, kinds: type[object] | tuple[type[object], ...], name: str, expected: str) -> object:
-    """Return `value`, an argument of a public function, if it is of one of the `kinds`.
+    """Check the type of an argument of a public function, and return the argument.
 
         expect(run, (str, Path), "run", "the path of a run folder")
 
+    Args:
+        value: the argument.
+        kinds: the accepted type or types; with `()` every value is refused.
+        name: the name of the argument, for the message.
+        expected: what is expected, in words, for the message.
+
     Raises:
-        ConfigError: it is not; says what was expected.
+        ConfigError: `value` has another type, or is a text or path with a NUL character.
     """
     if not isinstance(value, kinds):
         shown = " ".join(repr(value).split())
@@ -119,10 +131,12 @@ def expect(value: object, kinds: type[object] | tuple[type[object], ...], name: 
 def expect_each(
     values: object, kinds: type[Value] | tuple[type[Value], type[Second]], name: str, expected: str
 ) -> Iterator[Value | Second]:
-    """Yield the members of `values`, an argument of a public function, which must be of one of the `kinds`.
+    """Check the type of each member of `values`, an argument of a public function, and yield the members.
+
+    The arguments are those of `expect`.
 
     Raises:
-        ConfigError: `values` is no list, but a single text or a mapping, or a member is of another kind.
+        ConfigError: `values` cannot be iterated or is a text, bytes or a mapping, or a member has another type.
     """
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         expect(values, (), name, expected)
@@ -132,7 +146,7 @@ def expect_each(
 
 
 def os_error(error: OSError) -> str:
-    """Describe an error of the system in a sentence: the file, what is wrong, and the remedy."""
+    """Describe an OSError in one sentence: the file, what is wrong, and the remedy."""
     said = error.strerror or next(iter(str(error).splitlines()), "") or type(error).__name__
     where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | os.PathLike) else ""
     remedy = _REMEDIES.get(error.errno or 0, "check the file or the connection, or name another")
@@ -157,10 +171,10 @@ _REMEDIES = {
 
 
 def require_system() -> None:
-    """Check that this is a system that spantune runs on: Linux or macOS.
+    """Check that spantune supports this operating system, which is Linux or macOS.
 
     Raises:
-        ConfigError: it is Windows.
+        ConfigError: the system is Windows.
     """
     if sys.platform == "win32":
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""Extraction: a document as a model annotated it, how its answer ended, and what was wrong with it.
+"""Extraction: a document with the entities that a model found, how its answer ended, and the problems of the answer.
 
-In files an Extraction is its document in native JSONL. Where something went wrong, `meta.status` and `meta.problems`
-say what; `to_document` puts them there and `from_document` takes them out again, so that no other module looks for
-them. In memory `Document.meta` holds nothing but what is the user's.
+In a file, an Extraction is a document in the native JSONL format. If something went wrong, the keys `status` and
+`problems` of its `meta` say what. `to_document` adds these keys and `from_document` removes them; no other module uses
+them. So the `meta` of a Document in memory holds only what the user put there.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from spantune.core.frames import number
 class Status(StrEnum):
     """How the answer for a document ended.
 
-    - `stopped`: the model ended it.
-    - `length`: it reached `extract.max_new_tokens`.
-    - `repeated`: it was stopped because it only repeated itself.
-    - `failed`: the grammar of this text could not be followed to the end, or a server did not answer.
+    - `stopped`: the model ended the answer.
+    - `length`: the answer was cut off at `extract.max_new_tokens`.
+    - `repeated`: the answer was cut off because it only repeated itself.
+    - `failed`: decoding under the grammar of this text failed, or a server did not answer.
     - `refused`: there is no answer, because the text is too long.
     - `unreadable`: there is no answer, because the text could not be read.
     """
@@ -38,23 +38,23 @@ class Status(StrEnum):
 
     @property
     def is_failure(self) -> bool:
-        """Whether the document has no whole answer: that it has no entities does not mean that there are none."""
+        """Whether there is no whole answer, so that missing entities do not mean that the text has none."""
         return self in (Status.FAILED, Status.REFUSED, Status.UNREADABLE)
 
 
 class ProblemKind(StrEnum):
-    """What was wrong with a part of an answer, or with a document.
+    """The kind of a problem of a part of an answer, or of a document.
 
-    - `invalid`: a part of the answer is not of its format.
-    - `label`: a label that the task does not have.
-    - `ungrounded`: a mention that is not in the text.
-    - `repeated`: a mention that was written more often than the text holds it.
-    - `truncated`: an object that was not complete when the answer was cut off.
-    - `grammar`: the grammar of the text could not be followed.
-    - `repaired`: a part that is not quite of the format and was read all the same.
-    - `overlapping`: an entity that was dropped because it overlaps one with a higher score, for a task whose entities
-      do not overlap.
-    - `unconstrained`: the server refused the grammar of the text, and answered without it.
+    - `invalid`: a part of the answer does not follow the answer format.
+    - `label`: an entity has a label that the task does not have.
+    - `ungrounded`: a mention does not occur in the text.
+    - `repeated`: a mention was written more often than it occurs in the text.
+    - `truncated`: an object was incomplete when the answer was cut off.
+    - `grammar`: decoding under the grammar of the text failed.
+    - `repaired`: a part of the answer deviates slightly from the format and was read nevertheless.
+    - `overlapping`: an entity was dropped because it overlaps one with a higher score, and the task does not allow
+      overlaps.
+    - `unconstrained`: the server refused the grammar of the text and answered without it.
     - `server`: the server did not answer for this document.
     - `refused`: the text is too long.
     - `unreadable`: the text could not be read.
@@ -76,7 +76,12 @@ class ProblemKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem of an answer or a document: `found` is the part of the answer, or an error message."""
+    """A problem of an answer or a document.
+
+    Args:
+        kind: what kind of problem it is.
+        found: the part of the answer that has the problem, or an error message.
+    """
 
     kind: ProblemKind
     found: str
@@ -84,18 +89,23 @@ class Problem:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a model made of one document; by default a prediction of which nothing else is known.
+    """The result of extracting entities from one document.
 
-    Entities have as score the probability of the tokens that the grammar did not force, calibrated where the extractor
-    has a calibration.
+    With only `document` given, it is a prediction of which nothing else is known.
+
+    The score of an entity is the probability of its tokens that the grammar did not force, or, for a run that reads
+    spans, the probability that the head gives. If the extractor has a calibration, the score is calibrated.
 
     Args:
-        document: the text with the entities.
-        answer: the answer as the model wrote it.
+        document: the text with the entities that were found.
+        answer: the answer as the model wrote it; "" for a run that reads spans.
         status: how the answer ended.
-        problems: what was wrong with it.
-        below_threshold: entities that were dropped because of their score.
-        contradicted: entities that were dropped because another chunk of the text contradicts them.
+        problems: the problems of the answer or the document.
+        below_threshold: the entities that were dropped because their score is below the threshold.
+        contradicted: the entities that were dropped because they conflict with an entity of another chunk of the text.
+
+    Raises:
+        ConfigError: `document` is not a Document.
     """
 
     document: Document
@@ -121,12 +131,12 @@ class Extraction:
 
     @property
     def has_problem(self) -> bool:
-        """Whether anything was wrong with the answer, or there is none."""
+        """Whether the answer did not end by itself, has a problem, or is missing."""
         return self.status is not Status.STOPPED or bool(self.problems)
 
 
 Prediction = Document | Extraction
-"""What may be scored: a document with predicted entities, alone or with what is known of its answer."""
+"""What can be scored: a document with predicted entities, or an Extraction, which also describes the answer."""
 
 
 def as_extraction(prediction: Prediction) -> Extraction:
@@ -135,10 +145,10 @@ def as_extraction(prediction: Prediction) -> Extraction:
 
 
 def to_document(extraction: Extraction) -> Document:
-    """Return the document as files hold it: with `meta.status` and `meta.problems` where something went wrong.
+    """Return the document that is written into a file; if something went wrong, `meta` has `status` and `problems`.
 
-    A `status` or `problems` of the user's is then called `own_status` or `own_problems`. What an earlier extraction of
-    the same text wrote there is replaced.
+    If `meta` already has a key `status` or `problems` of the user, it is renamed to `own_status` or `own_problems`.
+    Keys that an earlier extraction of the same text wrote are replaced.
     """
     document = from_document(extraction.document).document
     if not extraction.has_problem:
@@ -155,9 +165,10 @@ def to_document(extraction: Extraction) -> Document:
 
 
 def from_document(document: Document) -> Extraction:
-    """Return the Extraction that `to_document` wrote as `document`, which then has only the user's `meta`.
+    """Return the Extraction that `to_document` turned into `document`; this is the inverse of `to_document`.
 
-    A `status` and `problems` that `to_document` cannot have written are the user's and stay.
+    `status` and `problems` are removed from `meta`. If their values cannot come from `to_document`, they belong to the
+    user and stay.
     """
     meta = dict(document.meta)
     try:
@@ -169,7 +180,11 @@ def from_document(document: Document) -> Extraction:
 
 
 def to_prediction_record(extraction: Extraction) -> dict[str, object]:
-    """Return the JSON object of a predictions file: with the answer and the entities below the threshold."""
+    """Return the JSON object of a line of a predictions file.
+
+    It is the native document of `to_document`, with the answer as `answer` and, if there are any, the entities below
+    the threshold as `meta.left_out`.
+    """
     document = to_document(extraction)
     if extraction.below_threshold:
         rows = to_record(document.with_entities(extraction.below_threshold))["entities"]
@@ -178,7 +193,12 @@ def to_prediction_record(extraction: Extraction) -> dict[str, object]:
 
 
 def from_prediction_record(document: Document, answer: str) -> Extraction:
-    """Return the Extraction that `to_prediction_record` wrote, from the document and the answer of its record."""
+    """Return the Extraction of a line of a predictions file; this is the inverse of `to_prediction_record`.
+
+    Args:
+        document: the document of the line.
+        answer: the value of its key `answer`.
+    """
     extraction = replace(from_document(document), answer=answer)
     meta = dict(extraction.document.meta)
     try:
@@ -189,7 +209,11 @@ def from_prediction_record(document: Document, answer: str) -> Extraction:
 
 
 def _problems(rows: object) -> tuple[Problem, ...]:
-    """Read `meta.problems`; raises ValueError for what is the user's."""
+    """Read the rows of `meta.problems`.
+
+    Raises:
+        ValueError, KeyError: the rows were not written by `to_document` and belong to the user.
+    """
     problems = []
     for row in _rows(rows):
         kind, found = row["kind"], row["found"]
@@ -200,7 +224,11 @@ def _problems(rows: object) -> tuple[Problem, ...]:
 
 
 def _entity(row: Mapping[str, object]) -> Entity:
-    """Read a row of `meta.left_out`; raises ValueError for what is the user's."""
+    """Read a row of `meta.left_out`.
+
+    Raises:
+        ValueError, KeyError: the row was not written by `to_prediction_record` and belongs to the user.
+    """
     start, end, label, score = row["start"], row["end"], row["label"], row.get("score")
     if not (isinstance(start, int) and isinstance(end, int) and isinstance(label, str)):
         raise ValueError("not an entity")

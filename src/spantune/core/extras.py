@@ -1,7 +1,7 @@
-"""Optional dependencies: the extras of the package, and the command that installs one where it is missing.
+"""Optional dependencies: check that the packages of an extra are installed, and name the command that installs them.
 
-The base installation has no torch. What runs a model is in the extra `train`; formats and trackers that need a library
-of their own have further extras.
+The base installation has no torch. The extra `train` has the packages that run a model. Formats and trackers that need
+a library have further extras.
 """
 
 from __future__ import annotations
@@ -25,10 +25,16 @@ TRAIN = (
 
 
 def need(module: str, extra: str, purpose: str = "this kind of file") -> ModuleType:
-    """Import `module`, which the optional dependencies `extra` install; `purpose` begins the error message.
+    """Import and return a module of an optional dependency.
+
+    Args:
+        module: the name of the module, such as `pyarrow.fs`.
+        extra: the extra that installs it, such as `ray`.
+        purpose: what needs the module; it begins the error message.
 
     Raises:
-        ConfigError: it is not installed; says how to install it.
+        ConfigError: the library is not installed. The message has the command that installs it.
+        ModuleNotFoundError: the library is installed, but a module that it imports is not.
     """
     try:
         return import_module(module)
@@ -40,10 +46,15 @@ def need(module: str, extra: str, purpose: str = "this kind of file") -> ModuleT
 
 
 def require_extra(purpose: str, extra: str, modules: Iterable[str]) -> None:
-    """Check before any work that the top-level `modules` of `extra` are installed, without importing them.
+    """Check that `modules` are installed without importing them, so that a missing one is reported before any work.
+
+    Args:
+        purpose: what needs the modules, such as `model.base=nf4`; it begins the error message.
+        extra: the extra that installs them.
+        modules: names of top-level modules.
 
     Raises:
-        ConfigError: one is not installed; the message begins with `purpose`, such as `model.base=nf4`.
+        ConfigError: a module is not installed. The message has the command that installs it.
     """
     for module in modules:
         if find_spec(module) is None:
@@ -51,7 +62,7 @@ def require_extra(purpose: str, extra: str, modules: Iterable[str]) -> None:
 
 
 def missing_train(error: ModuleNotFoundError) -> ConfigError | None:
-    """Return the error that a user is shown where a module of the extra `train` is missing; None for other modules."""
+    """Return the error to show to a user if `error` is about a module of the extra `train`; None for other modules."""
     if error.name not in TRAIN:
         return None
     return ConfigError(
@@ -61,9 +72,10 @@ def missing_train(error: ModuleNotFoundError) -> ConfigError | None:
 
 
 def install_command(*extras: str) -> str:
-    """Return the command that installs `extras`: from the package index, or from where this spantune is from.
+    """Return the command that installs `extras` from the same source as this spantune.
 
-    A checkout is named by its path, or by a dot where it is the working folder.
+    The source is the package index, a URL, or a checkout, which is named by its path, or by a dot if it is the working
+    folder. Example: `pip install 'spantune[train]'`.
     """
     names = f"[{','.join(extras)}]"
     source = _source()
@@ -76,7 +88,10 @@ def install_command(*extras: str) -> str:
 
 
 def _source() -> Path | str | None:
-    """The checkout that spantune runs or was installed from, or the URL it was installed from; None for an index."""
+    """Return the source of spantune: the folder of a checkout, a URL, or None for a package index.
+
+    The source of an installed package is read from its `direct_url.json` (PEP 610).
+    """
     if (checkout := _checkout()) is not None:
         return checkout
     try:
@@ -93,7 +108,7 @@ def _source() -> Path | str | None:
 
 
 def _checkout() -> Path | None:
-    """The folder of the checkout whose source code is running; None for an installed copy."""
+    """Return the folder of the checkout whose source code is running; None for an installed copy."""
     root = Path(__file__).resolve().parents[3]
     return root if os.access(root / "pyproject.toml", os.R_OK) and (root / "src" / "spantune").is_dir() else None
 

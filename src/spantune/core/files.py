@@ -1,8 +1,9 @@
-"""Files that are whole or absent: a temporary name beside the target, and a rename once everything is written; locks.
+"""Atomic writing of files, which are either complete or absent, and lock files.
 
-`replacing` and `replacing_path` write what a user asked for and report a failure as DataError. `replace_text` writes
-files of our own, whose callers handle OSError themselves. A command first asks `require_new` for each of its outputs:
-nothing is replaced without --force, and what is read is never replaced.
+A file is written under a temporary name beside its target and renamed when it is complete. `replacing` and
+`replacing_path` write files that a user asked for, and raise a DataError if this fails. `replace_text` writes files of
+spantune itself; its callers handle the OSError. Before it writes, a command calls `require_new` for each of its
+outputs: an existing file is replaced only with --force, and an input is never replaced.
 """
 
 from __future__ import annotations
@@ -19,23 +20,29 @@ from spantune.core.errors import ConfigError, DataError
 
 
 def require_folder(path: Path) -> None:
-    """Check that the folder to write `path` into exists.
+    """Check that the parent folder of `path` exists, before `path` is written.
 
     Raises:
-        DataError: it does not.
+        DataError: the folder does not exist.
     """
     if not path.parent.is_dir():
         raise DataError(f"cannot be written: there is no folder {path.parent}; make it first", path=path)
 
 
 def require_new(path: Path, inputs: Iterable[str | Path] = (), *, force: bool = False) -> None:
-    """Check that writing the file or folder `path` replaces nothing, or with `force` nothing that is read.
+    """Check that a command may write the file or folder `path`.
 
-    An empty folder counts as nothing. Two paths are the same where they lead to the same file, by links too.
+    An empty folder may always be written to. Links are followed: two paths are the same if they lead to the same file.
+
+    Args:
+        path: the output.
+        inputs: the files and folders that the command reads.
+        force: whether existing output may be replaced. Inputs may never be replaced.
 
     Raises:
-        ConfigError: `path` exists and `force` is False, or `path` is one of `inputs`, holds one or lies in one, or is
-            `-`, which people take for stdout.
+        ConfigError: `path` exists and `force` is False; `path` is one of `inputs`, contains one or is a file inside
+            one; `path` is the working folder or contains it; `path` is a device or pipe; or `path` is `-`, which users
+            may take for stdout.
     """
     if path == Path("-"):
         raise ConfigError("- would be a file of this name: only extract, without --out, writes to stdout; name a file")
@@ -56,7 +63,7 @@ def require_new(path: Path, inputs: Iterable[str | Path] = (), *, force: bool = 
 
 
 def _is_read(source: Path, target: Path) -> bool:
-    """Whether to replace `target` would change `source`; both may be links, and `source` need not exist."""
+    """Whether replacing `target` would change `source`. Both may be links, and `source` need not exist."""
     if not source.exists():
         return False
     if target.samefile(source) or target.resolve() in source.resolve().parents:
@@ -66,12 +73,14 @@ def _is_read(source: Path, target: Path) -> bool:
 
 @contextmanager
 def overwriting(path: Path, *, force: bool) -> Iterator[Path]:
-    """Yield the path to write `path` at: beside it where it exists and `force` is True, and then in its place.
+    """Yield the path at which the block must write the new file or folder for `path`.
 
-    What exists is replaced, a folder with all that is in it, when the block succeeds, and is unchanged when it raises.
+    If `path` exists and `force` is True, this is a temporary path beside it. When the block succeeds, the new file or
+    folder replaces the old one, a folder with its whole content. When the block raises, the old one is unchanged.
+    Otherwise the yielded path is `path` itself.
 
     Raises:
-        DataError: it cannot be replaced, or is a folder where a file is to be written.
+        DataError: `path` cannot be replaced, or `path` is a folder and the block wrote a file.
     """
     if not (force and os.path.lexists(path)):
         yield path
@@ -99,12 +108,12 @@ def overwriting(path: Path, *, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """Open a UTF-8 text file that is renamed to `path` when the block succeeds and removed when it raises.
+    """Open a temporary UTF-8 text file, which is renamed to `path` when the block succeeds and removed when it raises.
 
-    The content is on the disk before the rename.
+    The content is synced to the disk before the rename.
 
     Raises:
-        DataError: the folder is missing or not writable, or a text cannot be encoded.
+        DataError: the parent folder is missing or cannot be written, or a text cannot be encoded in UTF-8.
     """
     with replacing_path(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         yield file
@@ -114,10 +123,12 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def replacing_path(path: Path) -> Iterator[Path]:
-    """As `replacing`, for a caller that creates the file or the folder at the given temporary path itself.
+    """Yield a temporary path at which the block creates a file or folder, which is then renamed to `path`.
+
+    When the block raises, the file or folder is removed. Nothing is synced to the disk.
 
     Raises:
-        DataError: as `replacing`, or `path` is a folder with content.
+        DataError: as `replacing`, or the block created a folder and `path` is a folder that is not empty.
     """
     require_folder(path)
     try:
@@ -133,10 +144,10 @@ def replacing_path(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write `text` as the UTF-8 file `path` in one step; `durable` waits until it is on the disk.
+    """Write `text` to the UTF-8 file `path` atomically; with `durable`, sync it to the disk before the rename.
 
     Raises:
-        OSError: the file cannot be written; an earlier file at `path` is unchanged.
+        OSError: the file cannot be written. An earlier file at `path` is unchanged.
     """
     with _renamed(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
@@ -146,7 +157,7 @@ def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
 
 @contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to it when the block succeeds and removed when it raises."""
+    """Yield a temporary path beside `path`, renamed to `path` when the block succeeds and removed when it raises."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -159,7 +170,11 @@ def _renamed(path: Path) -> Iterator[Path]:
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Sync a file or folder to the disk.
+
+    Raises:
+        OSError: the path cannot be opened or synced.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,15 +183,20 @@ def fsync_path(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says in one line of at most 200 characters.
+    """Return the first line of an error's message, at most 200 characters of it.
 
-    An OSError gives the system's message without number and path, and an error without a message its class name.
+    For an OSError, it is the message of the system without its number and path. For an error without a message, it is
+    the name of its class.
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -185,18 +205,22 @@ def first_line(error: BaseException) -> str:
 
 
 class Locked(Exception):
-    """Another process holds the lock; the caller turns this into an error that says what is locked."""
+    """Another process holds the lock. The caller turns this into an error that says what is locked."""
 
 
 @contextmanager
 def file_lock(path: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path` inside the block, and wait for it at most `patience` seconds (`math.inf`: for ever).
+    """Hold a lock on the file `path` inside the block.
 
-    The file is made where it is absent, and it is not removed. A lock follows its file when the folder is renamed.
+    The file is created if it is absent, and it is not removed. The lock stays valid if the file's folder is renamed.
+
+    Args:
+        path: the lock file.
+        patience: the maximum time to wait for the lock, in seconds; `math.inf` to wait for ever.
 
     Raises:
-        Locked: another process holds the lock.
-        OSError: the file cannot be made.
+        Locked: another process still holds the lock after this time.
+        OSError: the file cannot be created.
     """
     from filelock import FileLock, Timeout
 

@@ -1,7 +1,7 @@
-"""The border around files of others: what a library raises while it reads them becomes one ModelError.
+"""A context manager that turns every error of a library that reads model files into one ModelError.
 
-Model folders, tokenizers and adapters are written by others and read by transformers, peft, tokenizers, jinja2 and
-safetensors, each of which has errors of its own kinds. Only calls of such libraries stand inside the border, so that a
+Model folders, tokenizers and adapters come from others. They are read by transformers, peft, tokenizers, jinja2 and
+safetensors, each of which raises errors of other types. The block must contain only calls of such libraries, so that a
 bug of spantune is never reported as a damaged file.
 """
 
@@ -15,9 +15,12 @@ from spantune.core.errors import ModelError, SpantuneError
 from spantune.core.files import first_line
 
 OWN_CODE = "trust_remote_code"
-"""The option of transformers that its error names when a folder cannot be read without running code of its own."""
+"""The option that transformers names in its error if a model folder needs its own Python code to be run."""
 PANIC = "PanicException"
-"""How the libraries in Rust, tokenizers and safetensors, report a failed assertion; it is no `Exception`."""
+"""The class name of a failed assertion in the Rust libraries tokenizers and safetensors.
+
+The class derives from BaseException and not from Exception.
+"""
 
 
 @contextmanager
@@ -25,12 +28,12 @@ def foreign(where: Path | str, problem: str, remedy: str) -> Iterator[None]:
     """Turn every error of a library inside the block into a ModelError `where: problem (error); remedy`.
 
     Args:
-        where: the folder or file that is read, or the part of it in words.
+        where: the folder or file that is read, or a description of its part.
         problem: what cannot be done, such as `config.json cannot be read`.
-        remedy: what to do.
+        remedy: what the user can do.
 
     Raises:
-        ModelError: a library raised; one of spantune's own errors passes unchanged.
+        ModelError: a library raised an error. A SpantuneError passes unchanged.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Rows as a pandas DataFrame, and counts in words; pandas is imported here only, and only when it is asked for."""
+"""Rows as a pandas DataFrame, and counts in words. pandas is imported only here, when a DataFrame is asked for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 def data_frame(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> pandas.DataFrame:
-    """Return `rows` as a DataFrame with `columns` first, in their order; it has them also where there is no row.
+    """Return `rows` as a DataFrame.
+
+    Args:
+        rows: column name to value, for each row.
+        columns: the names of the first columns, in this order. They are there even if no row has them; other names in
+            `rows` become further columns.
 
     Raises:
         ConfigError: pandas is not installed.
@@ -27,5 +32,11 @@ def data_frame(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> 
 
 
 def number(count: int, what: str, several: str | None = None) -> str:
-    """Return a count in words, such as "1 document" and "1,200 documents"; `several` is the plural without an s."""
+    """Return a count with its noun, such as "1 document" or "1,200 documents".
+
+    Args:
+        count: the count.
+        what: the noun in the singular.
+        several: the plural; `what` with an s if it is None.
+    """
     return f"{count:,} {what if count == 1 else several or f'{what}s'}"

@@ -1,6 +1,7 @@
-"""Which of several training processes this one is, as launchers such as torchrun tell it by environment variables.
+"""The rank of this process among the processes that train together.
 
-A process has a rank; rank 0 writes files and speaks to people.
+Launchers such as torchrun set it in the environment variables WORLD_SIZE, RANK and LOCAL_RANK. Rank 0 writes the files
+and prints the messages.
 """
 
 from __future__ import annotations
@@ -11,28 +12,28 @@ from spantune.core.errors import ConfigError
 
 
 def world_size() -> int:
-    """Return how many processes train together; 1 where no launcher started this one.
+    """Return the number of processes that train together; 1 if no launcher started this process.
 
     Raises:
-        ConfigError: WORLD_SIZE is no number from 1 on.
+        ConfigError: WORLD_SIZE is not a whole number of at least 1.
     """
     return _number("WORLD_SIZE", 1, least=1)
 
 
 def global_rank() -> int:
-    """Return the rank of this process among all.
+    """Return the rank of this process among all processes, from 0; 0 if no launcher started it.
 
     Raises:
-        ConfigError: RANK is no number from 0 on.
+        ConfigError: RANK is not a whole number of at least 0.
     """
     return _number("RANK", 0)
 
 
 def local_rank() -> int:
-    """Return the rank of this process among those of its machine.
+    """Return the rank of this process among the processes of its machine, from 0; 0 if no launcher started it.
 
     Raises:
-        ConfigError: LOCAL_RANK is no number from 0 on.
+        ConfigError: LOCAL_RANK is not a whole number of at least 0.
     """
     return _number("LOCAL_RANK", 0)
 

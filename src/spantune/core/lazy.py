@@ -1,4 +1,4 @@
-"""Package exports that are imported on first use, so that a light name does not load torch."""
+"""Lazy exports of a package: a name is imported on its first use, so that names that do not need torch load quickly."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from spantune.core.extras import missing_train
 def lazy_exports(
     package: str, modules: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Return the `__getattr__` and `__dir__` of a package whose names are imported on first use (PEP 562).
+    """Return the functions `__getattr__` and `__dir__` of a package whose names are imported on first use (PEP 562).
 
-    The first use of a name raises a ConfigError where it needs the extra `train`, which is not installed.
+    The first use of a name raises a ConfigError if the name needs a package of the extra `train` that is not installed.
 
     Args:
-        package: the package's `__name__`.
-        modules: the names that each module of the package defines, by the module's name relative to the package.
-            `"name as alias"` exports a name under another one.
+        package: the `__name__` of the package.
+        modules: the name of a module, relative to the package, to the names that it exports. `"name as alias"` exports
+            `name` under the name `alias`.
     """
     homes = {}
     for module, names in modules.items():

@@ -1,4 +1,4 @@
-"""What the machine shows of itself without torch, and what this process asks of Python's own."""
+"""Facts about the machine that need no torch, such as its GPU driver and CPU cores, and a setting of the collector."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import shutil
 from pathlib import Path
 
 GPU_SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Device files of the drivers of NVIDIA and AMD, and of WSL."""
+"""Device files of the GPU drivers of NVIDIA (`nvidiactl`), AMD (`kfd`) and WSL (`dxg`)."""
 
 
 def shows_gpu() -> bool:
-    """Return whether the system shows a GPU's driver; whether torch can use it is not known yet."""
+    """Return whether a GPU driver is present. Whether torch can use the GPU is not checked."""
     return shutil.which("nvidia-smi") is not None or any(Path(sign).exists() for sign in GPU_SIGNS)
 
 
 def keep_for_good() -> None:
-    """Leave what has been made so far out of later garbage collections: for a process that uses its model to the end.
+    """Exclude all present objects from later garbage collections (`gc.freeze`).
 
-    A collection over the objects of a loaded model takes a third of a second or more, in which a GPU gets no work.
+    Call it after a model is loaded that the process uses until it ends. A collection over the objects of a model takes
+    a third of a second or more, during which the GPU gets no work.
     """
     gc.collect()
     gc.freeze()
 
 
 def usable_cores() -> int:
-    """Return how many CPU cores this process may use, which can be fewer than the machine has."""
+    """Return the number of CPU cores that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,8 @@
-"""Recipes from YAML, plain values and `section.key=value` overrides.
+"""Reading recipes from YAML files, plain values and overrides of the form `section.key=value`.
 
-An unknown key names the nearest valid one, a key that is given twice is refused, and YAML never names code. Bare words
-and numbers are those of YAML 1.2: `no`, `010`, `1:30` and `2024-05-01` are not false, 8, 90 and a date.
+The error for an unknown key names the most similar valid key, a key that is given twice is refused, and YAML tags
+cannot run code. Bare words and numbers are read as in YAML 1.2: `no`, `010`, `1:30` and `2024-05-01` are texts. In YAML
+1.1, which PyYAML implements, they would be false, 8, 90 and a date.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a recipe, a file or `bundled:NAME`, and apply `section.key=value` overrides, whose values are YAML.
+    """Read a recipe and apply overrides to it.
 
         recipe = spantune.load_config("bundled:demo", ["run.name=first", "train.max_minutes=3"])
 
+    Args:
+        path: the path of a YAML file, or `bundled:NAME` for a recipe that comes with spantune.
+        overrides: texts of the form `section.key=value`, whose values are YAML. `lora=full` is allowed too.
+
     Raises:
-        ConfigError: unreadable file, unknown key (with the nearest valid one) or a value out of range.
+        ConfigError: the file cannot be read, a key is unknown, or a value is not allowed. The message names the key.
     """
     expect(path, (str, Path), "load_config", "the path of a recipe, such as recipe.yaml, or bundled:demo")
     expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
@@ -56,13 +61,17 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def as_config(recipe: object, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Return a recipe that may be given as a Config, as plain values or as the path of its file, with `overrides`.
+    """Return a recipe as a Config, with overrides applied.
+
+    Args:
+        recipe: a Config, a mapping from section to its keys and values, or the path of a recipe file.
+        overrides: as in `load_config`.
 
     Raises:
-        ConfigError: it is none of these, or not a valid recipe.
+        ConfigError: `recipe` has another type or is not a valid recipe.
     """
     expect(overrides, (list, tuple), "overrides", "a list such as ['train.max_steps=24']")
-    if isinstance(recipe, Config):  # what it does not state stays so: a warm start may then choose it
+    if isinstance(recipe, Config):  # keys that it does not state stay unset, so that a warm start may choose them
         stated = recipe.model_dump(mode="json", exclude_unset=True)
         return parse_config(stated, overrides=overrides) if overrides else recipe
     if isinstance(recipe, Mapping):
@@ -72,10 +81,15 @@ def as_config(recipe: object, overrides: list[str] | tuple[str, ...] = ()) -> Co
 
 
 def parse_config(tree: object, where: str = "recipe", overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Make a recipe of plain values and overrides; `where` begins the error message.
+    """Make a Config from plain values and overrides.
+
+    Args:
+        tree: a mapping from section to a mapping from key to value.
+        where: where the values come from, such as a path; it begins the error message.
+        overrides: as in `load_config`.
 
     Raises:
-        ConfigError: names the key, what was found and what was expected.
+        ConfigError: a key is unknown or missing, or a value is not allowed. The message has a line for each such key.
     """
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{where}: a recipe is a mapping with the sections {', '.join(Config.model_fields)}")
@@ -91,7 +105,7 @@ def parse_config(tree: object, where: str = "recipe", overrides: list[str] | tup
 
 
 def yaml_problem(error: Exception) -> str:
-    """Say in a line why a file is no YAML: where what is wrong stands, and what it is."""
+    """Describe in one line why a text is not YAML: the line and column of the problem, and the problem itself."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     if isinstance(error, UnicodeDecodeError):
@@ -100,10 +114,10 @@ def yaml_problem(error: Exception) -> str:
 
 
 def parse_value(text: str) -> object:
-    """Return the value that `text` has in a recipe.
+    """Return the value of the YAML text `text`, read as in a recipe; None for an empty text.
 
     Raises:
-        ConfigError: it is not YAML.
+        ConfigError: `text` is not YAML.
     """
     try:
         return _parse_yaml(text) if text else None
@@ -112,7 +126,10 @@ def parse_value(text: str) -> object:
 
 
 def lost_credentials(recipe: Config) -> list[str]:
-    """Return the keys of a saved recipe whose values hold `***` for a credential, and cannot be used as they are."""
+    """Return the keys of a saved recipe, such as `data.train`, whose values have `***` in place of a credential.
+
+    Such a value cannot be used until the user gives it again.
+    """
     used = {"model": recipe.model, "data": recipe.data}
     return [
         f"{section}.{key}"
@@ -123,14 +140,19 @@ def lost_credentials(recipe: Config) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with merge keys, but every other key is a word that is given once.
+    """PyYAML's safe loader, made stricter.
 
-    YAML itself would silently keep the last of several values. Only true and false are switches, and only decimal
-    numbers, 0x and 0b are numbers: what YAML 1.1 also takes for one stays the text that it is.
+    A key must be a word, or the merge key `<<`, and must not be given twice; PyYAML would silently keep the last value.
+    Only true and false are booleans, and only decimal numbers, 0x and 0b are numbers. Other words and numbers of YAML
+    1.1, such as `no` and `1:30`, stay text.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose a mapping whose keys are words and all different, before merge keys add those of others."""
+        """Compose a mapping and check its keys, before merge keys are replaced by the keys of the merged mappings.
+
+        Raises:
+            MarkedYAMLError: a key is not a word or is given twice.
+        """
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -154,7 +176,7 @@ _NARROWED = {
     ),
     "tag:yaml.org,2002:timestamp": ("", ""),
 }
-"""The tags whose bare words YAML 1.1 knows more of: their first characters, and what they are in a recipe."""
+"""The YAML 1.1 tags whose bare words are restricted in a recipe: tag to (possible first characters, pattern)."""
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, words) for tag, words in resolvers if tag not in _NARROWED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -165,24 +187,28 @@ for _tag, (_first, _words) in _NARROWED.items():
 
 
 def _parse_yaml(text: str) -> object:
-    """The value of a YAML text.
+    """Return the value of a YAML text.
 
     Raises:
-        yaml.YAMLError: it is not YAML of plain values.
+        yaml.YAMLError: the text is not YAML, or has a tag or value that PyYAML cannot construct.
     """
     try:
         value: object = yaml.load(text, _Loader)
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        # a date that does not exist, a tag such as !!bool before another value, too many brackets
+        # such as a date that does not exist, a tag such as !!bool before another value, or too many open brackets
         raise yaml.YAMLError(str(error)) from None
     return value
 
 
 def _apply(tree: dict[str, object], override: str) -> None:
-    """Set the value of an override in `tree`."""
+    """Set the value of an override in `tree`, a mapping from section to keys and values, which is changed.
+
+    Raises:
+        ConfigError: the override does not have the form `section.key=value`, or names an unknown section.
+    """
     expect(override, str, "overrides", "a list of texts such as train.max_steps=24")
     if override == "lora=full":
-        tree["lora"] = {"full": True}  # in place of an adapter's settings
+        tree["lora"] = {"full": True}  # replaces the whole section, which may have settings of an adapter
         return
     key, equals, value = override.partition("=")
     section, dot, name = key.partition(".")
@@ -205,26 +231,29 @@ def _apply(tree: dict[str, object], override: str) -> None:
 
 
 def _as_override(key: str) -> str:
-    """The form of an override; where a key is given without its section, with the sections that have it."""
+    """Return what was expected instead of an override; if `key` lacks its section, with the sections that have it."""
     if full := _full_keys(key):
         return f"the section too: {' or '.join(f'{name}=VALUE' for name in full)}"
     return "section.key=value, such as train.max_steps=24; a list is written 'section.key=[a, b]'"
 
 
 def _meant(key: str) -> str:
-    """Say which key of a recipe an unknown one stands for: one of another section, or another program's name for it."""
+    """Return the question "did you mean …?" for an unknown key; "" if no key is likely to be meant.
+
+    The likely keys are those of the same name in other sections, or the key for a setting of another program.
+    """
     full = _full_keys(key) or ([_ELSEWHERE[key]] if key in _ELSEWHERE else [])
     return f"did you mean {' or '.join(map(repr, full))}? " if full else ""
 
 
 def _full_keys(key: str) -> list[str]:
-    """Return the keys of recipes that are called so, with their sections."""
+    """Return the keys named `key` in all sections, each with its section, such as `train.epochs`."""
     sections = Config.model_fields.items()
     return [f"{section}.{key}" for section, field in sections if key in getattr(field.annotation, "model_fields", {})]
 
 
 def _shown(value: object) -> str:
-    """Return a value as YAML has it."""
+    """Return a value for a message, roughly as it was written in YAML."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"the number {value}" if isinstance(value, int | float) else repr(value)[:60]
@@ -251,11 +280,11 @@ _ELSEWHERE = {
     "warmup_ratio": "train.warmup",
     "warmup_steps": "train.warmup",
 }
-"""What transformers, peft, TRL and LLaMA-Factory call a setting, and its key in a recipe."""
+"""The name of a setting in transformers, peft, TRL or LLaMA-Factory to its key in a recipe."""
 
 
 def _follows(details: ErrorDetails, every: Sequence[ErrorDetails]) -> bool:
-    """Whether a list is called too short only because what is in it was refused."""
+    """Whether the error says that a list is too short only because its members were refused by other errors."""
     place = details["loc"]
     inside = (other["loc"] for other in every)
     return details["type"] == "too_short" and any(
@@ -264,7 +293,7 @@ def _follows(details: ErrorDetails, every: Sequence[ErrorDetails]) -> bool:
 
 
 def _describe(details: ErrorDetails) -> str:
-    """Describe an error of pydantic in a sentence: key, problem, expectation."""
+    """Describe an error of pydantic in one sentence: the key, the problem, and what was expected."""
     parts = [str(part) for part in details["loc"]]
     key = ".".join(parts)
     if details["type"] == "extra_forbidden":

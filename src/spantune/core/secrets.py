@@ -1,7 +1,8 @@
-"""Credentials are replaced by `***` in every text that leaves the program: what is printed, logged or written.
+"""Masking of credentials: they are replaced by `***` in every text that is printed, logged or written to a file.
 
-A credential is the user and password of a URL, a parameter of a URL such as `token=`, an authorisation header, a key of
-a well-known form, and the value of an environment variable whose name says that it is a secret.
+These are credentials: the user and password of a URL, a parameter of a URL such as `token=`, an authorisation header, a
+key of a well-known form such as `hf_…`, and the value of an environment variable whose name says that it is a secret,
+such as `API_KEY`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from urllib.parse import unquote
 
 MASK = "***"
 _SHORTEST = 6
-"""Shorter values of environment variables are not looked for in texts, where they would match by chance."""
+"""The minimum number of characters of a secret from the environment. Shorter ones would match texts by chance."""
 
 _END = r"\s\"'<>`"
 _USER = re.compile(
     rf"((?:[a-z][a-z0-9+.-]*:)?//)(?:[^{_END}/?#]*@|[^{_END}/?#@:]*:(?!\d+/)[^{_END}@]*@)", re.IGNORECASE
 )
-_LETTERS = "(?:[a-z0-9_.-]|%(?!26|3f))*"  # not the signs before a name, so that a text is searched in linear time
+_LETTERS = "(?:[a-z0-9_.-]|%(?!26|3f))*"  # not the characters before a name, so that the search takes linear time
 _NAMES = (
     f"{_LETTERS}(?:token|secret|password|passwd|pwd|signature|authorization|credential|apikey|accesskey|secretkey)"
     f"{_LETTERS}|(?:{_LETTERS}(?:[_.-]|%5f|%2d))?(?:key|sig|sign|auth|pass|jwt|bearer|sas|code|jsessionid|sessionid)"
@@ -57,7 +58,7 @@ def masked(text: str) -> str:
 
 
 def masked_values(value: object) -> object:
-    """Return a JSON-like value with every text in it masked, the keys of objects excepted."""
+    """Return a JSON-like value with every text in it masked, except the keys of objects. Tuples become lists."""
     if isinstance(value, str):
         return masked(value)
     if isinstance(value, Mapping):
@@ -68,17 +69,17 @@ def masked_values(value: object) -> object:
 
 
 def holds_credential(text: str) -> bool:
-    """Return whether `text` has a URL with a credential in it."""
+    """Return whether `text` has a URL with a user, a password or a secret parameter."""
     return any(pattern.sub(replacement, text) != text for pattern, replacement in _PATTERNS)
 
 
 def _environment_secrets() -> Iterator[str]:
-    """Yield the secret values of the environment, and the passwords of its URLs, as they are and decoded."""
+    """Yield the secrets of the environment variables, including passwords in URLs, as they are and percent-decoded."""
     for name, value in os.environ.items():
         secrets = [value] if _SECRET_NAME.search(name) and not os.path.exists(value) else []
         if "://" in value:
             secrets += _PASSWORD.findall(value)
-            # libraries name the path of an address that is a secret without its host
+            # if a URL is a secret, libraries may print its path without the host
             secrets += [f"/{secret.partition('://')[2].partition('/')[2]}" for secret in secrets if "://" in secret]
         for secret in secrets:
             for form in (secret.strip(), unquote(secret.strip())):

@@ -1,8 +1,9 @@
-"""Graceful stop: the first SIGINT or SIGTERM is a request, a second one ends the process at once.
+"""Graceful stop: the first SIGINT or SIGTERM requests a stop, and a second one ends the process at once.
 
-The handler only records the request, so that no signal interrupts the writing of a file or checkpoint or a tracker's
-call. The running work checks the request where stopping is safe: after a step, or between two documents. So a stop
-takes up to one step. Only the main thread receives signals; in other threads nothing is handled.
+The signal handler only records the request, so that a signal never interrupts the writing of a file or checkpoint, or a
+call of a tracker. The running work checks the request where stopping is safe: after a step, or between two documents.
+So a stop takes up to one step. Python delivers signals to the main thread only; in other threads this module does
+nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised when a signal ends the work; `exit_code` is the shell's convention: 130 for SIGINT, 143 for SIGTERM."""
+    """Raised when a signal ends the work.
+
+    The attribute `exit_code` follows the convention of shells: 130 for SIGINT, 143 for SIGTERM.
+
+    Args:
+        number: the number of the signal.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -27,11 +34,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopped(Interrupted):
-    """Raised where stopping is safe, after the first signal."""
+    """Raised after the first signal, at a place where stopping is safe."""
 
 
 class StopRequest:
-    """Records whether a signal has asked the work to stop."""
+    """A request to stop, made by a signal. It is true once a signal was received; `number` is that of the signal."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -40,12 +47,20 @@ class StopRequest:
         return self.number is not None
 
     def check(self) -> None:
-        """Raise Stopped if a stop was requested."""
+        """Raise an error if a stop was requested.
+
+        Raises:
+            Stopped: a stop was requested.
+        """
         if self.number is not None:
             raise Stopped(self.number)
 
     def watch(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield `items`, and raise Stopped between two of them if a stop was requested."""
+        """Yield `items`, and check between them whether a stop was requested.
+
+        Raises:
+            Stopped: a stop was requested.
+        """
         self.check()
         for item in items:
             yield item
@@ -53,7 +68,11 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Treat SIGINT and SIGTERM as requests inside the block."""
+        """Handle SIGINT and SIGTERM as stop requests inside the block.
+
+        Raises:
+            Interrupted: a second signal was received.
+        """
         try:
             previous = {number: signal.signal(number, self._note) for number in HANDLED}
         except ValueError:  # not in the main thread: the caller handles signals
@@ -69,7 +88,7 @@ class StopRequest:
         if self.number is not None:
             raise Interrupted(number)
         self.number = number
-        if os.environ.get("RANK", "0") != "0":  # of several training processes the first speaks
+        if os.environ.get("RANK", "0") != "0":  # only rank 0 prints messages
             return
-        # not print: the signal may have come in the middle of one
+        # print is not safe here, since the signal may have interrupted a call of print
         os.write(2, f"\n{signal.Signals(number).name}: stopping after this step; a second signal stops now\n".encode())

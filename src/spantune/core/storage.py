@@ -1,4 +1,4 @@
-"""Files in object storage, behind a URL such as `s3://bucket/file`: pyarrow opens them as local files are opened."""
+"""Files in object storage, named by a URL such as `s3://bucket/file`, and local files, both opened by pyarrow."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from spantune.core.files import first_line
 
 Result = TypeVar("Result")
 BUCKETS = ("s3", "gs", "gcs")
-"""The schemes of object storages, whose URLs name a bucket first."""
+"""The URL schemes of object storages. After the scheme, their URLs name a bucket."""
 PATIENCE = 60.0
-"""Seconds in which an object storage must answer the first time."""
+"""The maximum time, in seconds, in which an object storage must answer one call."""
 _DENIED = re.compile(
     "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]|PERMISSION_DENIED", re.I
 )
@@ -28,11 +28,12 @@ _NO_ANSWER = re.compile("NETWORK_CONNECTION|curlCode")
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder in a filesystem of pyarrow: `inner` is its path there, and `outer` the path or URL.
+    """A file or folder in a filesystem of pyarrow. Use `Place.of` to construct it.
 
-    Raises:
-        ConfigError: pyarrow is not installed, or the URL is wrong or holds a credential.
-        DataError: the storage does not answer.
+    Args:
+        outer: its local path or URL, as the user gave it.
+        filesystem: the filesystem of pyarrow.
+        inner: its path in this filesystem.
     """
 
     outer: str
@@ -41,7 +42,12 @@ class Place:
 
     @classmethod
     def of(cls, path: str) -> Place:
-        """Return the place of a local path or a URL."""
+        """Return the place of a local path or a URL.
+
+        Raises:
+            ConfigError: pyarrow is not installed, or the URL has a credential in it.
+            DataError: the URL is wrong, or the storage does not answer.
+        """
         fs = need("pyarrow.fs", "ray", "reading and writing on several machines")
         if not is_url(path):
             return cls(path, fs.LocalFileSystem(), os.path.abspath(path))
@@ -54,7 +60,7 @@ class Place:
         return cls(path, filesystem, inner)
 
     def at(self, inner: str) -> Place:
-        """Return another place of the same filesystem."""
+        """Return the place of the path `inner` in the same filesystem."""
         if not is_url(self.outer):
             return Place(inner, self.filesystem, inner)
         parts = urlsplit(self.outer)
@@ -62,18 +68,22 @@ class Place:
         return Place(parts._replace(path=key).geturl(), self.filesystem, inner)
 
     def child(self, name: str) -> Place:
-        """Return the place of a file in this folder."""
+        """Return the place of the file `name` in this folder."""
         return self.at(f"{self.inner.rstrip('/')}/{name}")
 
     def info(self) -> Any:
-        """Return pyarrow's FileInfo of this place."""
+        """Return pyarrow's FileInfo of this place.
+
+        Raises:
+            DataError: the storage refuses access or does not answer.
+        """
         return answered(self.outer, lambda: self.filesystem.get_file_info(self.inner))
 
     def require_bucket(self) -> None:
-        """Check that the bucket is there, where this is a place in an object storage.
+        """Check that the bucket exists. Nothing is checked for a place that is not in an object storage.
 
         Raises:
-            DataError: there is none of this name.
+            DataError: there is no bucket of this name, or the storage does not answer.
         """
         fs = need("pyarrow.fs", "ray")
         if not is_url(self.outer) or urlsplit(self.outer).scheme not in BUCKETS:
@@ -87,18 +97,33 @@ class Place:
             )
 
     def files(self, *, recursive: bool = False) -> list[Any]:
-        """Return pyarrow's FileInfo of each file in this folder, sorted by path; none where there is no folder."""
+        """Return pyarrow's FileInfo of each file in this folder, sorted by path; an empty list if there is no folder.
+
+        Args:
+            recursive: whether files in subfolders are included.
+
+        Raises:
+            DataError: the storage refuses access or does not answer.
+        """
         fs = need("pyarrow.fs", "ray")
         selector = fs.FileSelector(self.inner, allow_not_found=True, recursive=recursive)
         found = answered(self.outer, lambda: self.filesystem.get_file_info(selector))
         return sorted((info for info in found if info.is_file), key=lambda info: str(info.path))
 
     def open(self) -> BinaryIO:
-        """Open the file for reading, at any offset."""
+        """Open the file for buffered binary reading, with seeking.
+
+        Raises:
+            DataError: the file does not exist, or the storage refuses access or does not answer.
+        """
         return cast(BinaryIO, io.BufferedReader(self.open_raw(), 1 << 20))
 
     def open_raw(self) -> Any:
-        """Open the file as pyarrow does, which fetches what is read, and no more."""
+        """Open the file as pyarrow's input file, without a buffer: only the bytes that are read are fetched.
+
+        Raises:
+            DataError: the file does not exist, or the storage refuses access or does not answer.
+        """
         return answered(self.outer, lambda: self.filesystem.open_input_file(self.inner))
 
 
@@ -108,7 +133,7 @@ def is_url(path: str) -> bool:
 
 
 def shown_url(path: str) -> str:
-    """Return a URL as messages name it: without credentials and what stands after `?`. A local path stays as it is."""
+    """Return `path` for a message: a URL without its user, password and query; a local path unchanged."""
     if not is_url(path):
         return path
     scheme, _, rest = path.partition("?")[0].partition("://")
@@ -117,10 +142,12 @@ def shown_url(path: str) -> str:
 
 
 def answered(path: str, ask: Callable[[], Result]) -> Result:
-    """Return what `ask` returns, within `PATIENCE` seconds where `path` is a URL.
+    """Call `ask`, which asks the filesystem of `path` for something, and return its result.
+
+    If `path` is a URL of a storage, the call runs in a thread and may take `PATIENCE` seconds.
 
     Raises:
-        DataError: the storage refused, or did not answer.
+        DataError: the file does not exist, or the storage refused access or did not answer in time.
     """
     if not is_url(path) or urlsplit(path).scheme == "file":
         return _asked(path, ask)
@@ -132,7 +159,7 @@ def answered(path: str, ask: Callable[[], Result]) -> Result:
         except BaseException as error:
             results.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)  # a library that retries for minutes must not hold us up
+    thread = threading.Thread(target=run, daemon=True)  # libraries may retry for minutes, which is too long to wait
     thread.start()
     thread.join(PATIENCE)
     if not results:
@@ -155,7 +182,12 @@ def _asked(path: str, ask: Callable[[], Result]) -> Result:
 
 
 def storage_problem(path: str, error: Exception) -> str:
-    """Return what a filesystem said, in one sentence with what to do about it."""
+    """Describe the error of a filesystem in one sentence, with a remedy.
+
+    Args:
+        path: the local path or URL that was used.
+        error: the error that pyarrow raised.
+    """
     said = first_line(error)
     if not is_url(path):
         return f"{said}; check its permissions"
@@ -174,7 +206,7 @@ def storage_problem(path: str, error: Exception) -> str:
 
 
 def _server(path: str) -> str:
-    """The server of a URL: the one after `?`, or that of the scheme."""
+    """Return the server of a URL for a message: its `endpoint_override` if it has one, else that of the scheme."""
     parts = urlsplit(path)
     of_options = parse_qs(parts.query).get("endpoint_override")
     return of_options[0] if of_options else {"s3": "Amazon S3"}.get(parts.scheme, f"{parts.scheme}://{parts.netloc}")

@@ -1,4 +1,4 @@
-"""JSON text for files: what Python would write that is no JSON, NaN and Infinity, is refused by its place."""
+"""JSON text for files, in which NaN and infinite numbers are refused, although Python's `json` would write them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ def to_json(value: object, *, indent: int | None = None, ascii_only: bool = Fals
     """Return `value` as JSON text.
 
     Args:
-        value: what `json.dumps` can write.
-        indent: the indentation of a text of several lines; one line when None.
-        ascii_only: whether other characters are written as escapes.
-        compact: whether to leave out the blanks after commas and colons.
+        value: a value that `json.dumps` can write.
+        indent: the number of spaces by which each level is indented; None for a text of one line.
+        ascii_only: whether characters outside ASCII are written as escapes.
+        compact: whether to leave out the spaces after commas and colons.
 
     Raises:
-        DataError: a number is NaN or infinite, which JSON cannot hold, or the value is nested too deeply.
+        DataError: a number is NaN or infinite, or the value is nested too deeply. `field` is the place of the number.
+        TypeError: `value` has a part that `json.dumps` cannot write.
     """
     try:
         separators = (",", ":") if compact else None
@@ -28,7 +29,7 @@ def to_json(value: object, *, indent: int | None = None, ascii_only: bool = Fals
         raise DataError("the value is nested too deeply to be written as JSON; flatten it") from None
     except ValueError:
         place = non_finite(value)
-        if place is None:  # a circular reference, which is an error of the caller
+        if place is None:  # a circular reference, which is a bug of the caller
             raise
         raise DataError(
             "found NaN or an infinite number, which JSON cannot hold; replace it by a finite number or null, or remove "
@@ -38,7 +39,10 @@ def to_json(value: object, *, indent: int | None = None, ascii_only: bool = Fals
 
 
 def non_finite(value: object) -> str | None:
-    """Return the place of the first number in `value` that is NaN or infinite, such as `meta.x[0]`; None if none is."""
+    """Return the place of the first number in `value` that is NaN or infinite, such as `meta.x[0]`.
+
+    None means that there is no such number, and "" that `value` itself is one.
+    """
     for place, number in _floats(value, ""):
         if not math.isfinite(number):
             return place.removeprefix(".")
@@ -46,7 +50,7 @@ def non_finite(value: object) -> str | None:
 
 
 def _floats(value: object, place: str) -> Iterator[tuple[str, float]]:
-    """Yield the floats in `value`, each with its place behind `place`."""
+    """Yield the floats in `value` as (place, float), where `place` is the place of `value` itself."""
     if isinstance(value, float):
         yield place, value
     elif isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""TaskSpec: what to extract and how the model is asked, saved as `task.json`.
+"""TaskSpec: the labels to extract and how the model is asked for them, saved as `task.json`.
 
-Training writes it into the run folder and the adapter folder, and evaluation and extraction read it from there, so that
-both use the same task. `encoding` makes the prompt of a document from it.
+Training writes `task.json` into the run folder and the adapter folder. Evaluation and extraction read it from there, so
+that they use the same task as training. The package `encoding` makes the prompt of a document from it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,17 @@ class Label(BaseModel):
 class TaskSpec(BaseModel):
     """Label set, instruction and answer format of one extraction task.
 
-    With the answer `spans` nothing is written: a head reads the entities from the text.
-
-    `template` is `chat` (the tokenizer's own chat template) or `tutorial` (the tutorial's literal string, in which
-    `<im_sep>` is four ordinary tokens; only to reproduce its run). `empty_answer` is what the model writes for a text
-    without entities; with "" it stops at once. Where `nested` is false, no two entities of a text overlap: the model is
-    told so, the grammar keeps to it, and of entities that overlap all the same the one with the highest score is kept.
+    Args:
+        labels: the entity types; their codes are unique.
+        instruction: what the model is asked to do.
+        answer: the format in which the model writes entities, or `spans`: the model writes nothing, and a head reads
+            the entities from the text.
+        empty_answer: what the model writes for a text without entities. With "" it stops at once.
+        language: the language of the texts and the instruction, `zh` or `en`.
+        template: `chat` is the chat template of the tokenizer. `tutorial` is the literal string of the tutorial, in
+            which `<im_sep>` is four ordinary tokens; use it only to reproduce the tutorial's run.
+        nested: whether entities may overlap. If False, the instruction says so and the grammar forbids it. If entities
+            overlap nevertheless, the one with the highest score is kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,7 +74,7 @@ class TaskSpec(BaseModel):
 
     @property
     def reads(self) -> bool:
-        """Whether a head reads the entities (the answer `spans`), and nothing is written."""
+        """Whether a head reads the entities (the answer `spans`), so that the model writes nothing."""
         return self.answer == "spans"
 
     @property
@@ -79,15 +84,15 @@ class TaskSpec(BaseModel):
 
     @property
     def names(self) -> dict[str, str]:
-        """Code to name, in the order of the label set; a label without a name has its code."""
+        """Label code to name, in the order of the label set; the code where a label has no name."""
         return {label.code: label.name or label.code for label in self.labels}
 
     def check(self, documents: Iterable[Document]) -> None:
         """Check that every entity of `documents` has a label of this task.
 
         Raises:
-            ConfigError: `documents` is no list of Documents.
-            DataError: a label is unknown; names the document, the entity and the most similar label.
+            ConfigError: `documents` is not a list of Documents.
+            DataError: a label is unknown. The message names the document, the entity and the most similar label.
         """
         checked = expect_each(documents, Document, "documents", "a list of Documents")
         if unknown := first_unknown(checked, self.codes):
@@ -100,7 +105,12 @@ class TaskSpec(BaseModel):
             )
 
     def save(self, folder: str | Path) -> None:
-        """Write `task.json` into `folder`."""
+        """Write `task.json` into `folder`, and replace an earlier one.
+
+        Raises:
+            DataError: the folder does not exist.
+            OSError: the file cannot be written.
+        """
         expect(folder, (str, Path), "TaskSpec.save", "the path of a folder")
         require_folder(Path(folder) / TASK_FILE)
         replace_text(Path(folder) / TASK_FILE, self.model_dump_json(indent=2) + "\n")
@@ -110,7 +120,7 @@ class TaskSpec(BaseModel):
         """Read `task.json` from a run or adapter folder.
 
         Raises:
-            RunError: the file is absent or not a task.
+            RunError: the file is absent, cannot be read, or is not a task.
         """
         path = Path(expect(folder, (str, Path), "TaskSpec.load", "the path of a run or adapter folder")) / TASK_FILE
         try:
@@ -124,6 +134,6 @@ class TaskSpec(BaseModel):
 
 
 def first_unknown(documents: Iterable[Document], codes: Container[str]) -> tuple[Document, Entity] | None:
-    """Find the first entity whose label is not in `codes`, and its document; None when every label is."""
+    """Return the first entity whose label is not in `codes`, as (document, entity); None if all labels are in it."""
     entities = ((document, entity) for document in documents for entity in document.entities)
     return next(((document, entity) for document, entity in entities if entity.label not in codes), None)

@@ -1,8 +1,9 @@
-"""All that is printed: messages, tables and progress for people, JSON for machines. Nothing else in spantune prints.
+"""Printing: messages, tables and progress for people, and JSON for programs. No other module of spantune prints.
 
-Messages and progress go to stderr, results to stdout. Every text passes one filter: credentials are masked, and
-characters that a terminal executes, or that change the order of what is shown, are written as escapes such as `\\x1b`.
-Nothing is read as markup. In JSON such characters are JSON escapes, so that a reader gets the value unchanged.
+Messages and progress go to stderr, and results to stdout. Every text passes through one filter: credentials are masked,
+and control characters, which a terminal would execute or which change the order of the shown text, are written as
+escapes such as `\\x1b`. Text is never interpreted as markup. In JSON, control characters are written as JSON escapes,
+so that a program reads the unchanged value.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Follower: TypeAlias = Callable[[str, int, "int | None", str], None]
-"""Is told how far a loop of `track` is: its description, the items that are done, of how many, and their unit."""
+"""A function that is called with the progress of a loop of `track`.
+
+Its arguments are the description of the loop, the number of items that are done, their total number (None if it is not
+known), and their unit.
+"""
 
 WIDE = 10_000
-"""Columns of a table where no terminal reads it, so that nothing is folded."""
+"""The width, in columns, of a table that is not printed to a terminal, so that no cell is folded."""
 FIRST_LINE_SECONDS = 2.0
 LONGEST_SILENCE_SECONDS = 60.0
 _UNSAFE = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
@@ -46,7 +51,12 @@ _followers: list[Follower] = []
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
-    """Choose what people are told: errors and results only, messages and warnings (by default), or the whole log."""
+    """Choose what is printed: by default results, errors, messages and warnings.
+
+    Args:
+        quiet: print only results and errors.
+        verbose: print the whole log of spantune too. It takes precedence over `quiet`.
+    """
     global _is_quiet, _is_verbose
     was_verbose = _is_verbose
     _is_quiet, _is_verbose = quiet and not verbose, verbose
@@ -66,23 +76,26 @@ def is_verbose() -> bool:
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """Return `text` with escapes for what a terminal would execute; line breaks and tabs are kept with `lines`."""
+    """Return `text` with control characters written as escapes; with `lines`, line breaks and tabs are kept."""
     return (_UNSAFE_IN_LINES if lines else _UNSAFE_IN_TEXT).sub(_escape, text)
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Return `text` as it may be printed or logged: with credentials masked, and visible."""
+    """Return `text` as it may be printed or logged: credentials are masked and control characters escaped.
+
+    With `lines`, line breaks and tabs are kept.
+    """
     return visible(masked(text), lines=lines)
 
 
 def say(text: str) -> None:
-    """Print a message to people on stderr; its line breaks are kept. With `-q` it is not printed."""
+    """Print a message on stderr, unless the verbosity is `quiet`. Its line breaks are kept."""
     if not _is_quiet:
         complain(text)
 
 
 def complain(text: str) -> None:
-    """Print an error to people on stderr; its line breaks are kept."""
+    """Print an error on stderr, whatever the verbosity. Its line breaks are kept."""
     print(printable(text, lines=True), file=sys.stderr)
 
 
@@ -94,7 +107,7 @@ def put(text: str) -> None:
 def put_json(record: Mapping[str, object]) -> None:
     """Print one JSON object on stdout, in one line, with credentials masked.
 
-    What the encoding of stdout lacks is written as JSON escapes.
+    If the encoding of stdout lacks a character, all characters outside ASCII are written as JSON escapes.
     """
     text = json_text(masked_values(record))
     try:
@@ -105,7 +118,11 @@ def put_json(record: Mapping[str, object]) -> None:
 
 
 def json_text(value: object) -> str:
-    """Return `value` as JSON in one line that a terminal does not execute: control characters are JSON escapes."""
+    """Return `value` as JSON in one line that is safe to print: control characters are written as JSON escapes.
+
+    Raises:
+        DataError: as `to_json`.
+    """
     return _UNSAFE_IN_JSON.sub(lambda sign: f"\\u{ord(sign[0]):04x}", to_json(value))
 
 
@@ -115,16 +132,23 @@ def print_table(
     stream: TextIO | None = None,
     right: Iterable[int] = (),
 ) -> None:
-    """Print rows under a header, to stdout unless `stream` is given; not truncated where no terminal reads them.
+    """Print a table.
 
-    The columns with the numbers `right` are justified to the right. On stderr it is a message, as of `say`.
+    If the stream is not a terminal, no cell is folded or truncated. On stderr the table is a message and is not printed
+    if the verbosity is `quiet`.
+
+    Args:
+        header: the names of the columns.
+        rows: the cells of each row.
+        stream: where to print; stdout if it is None.
+        right: the indices of the columns that are aligned to the right.
     """
     if _is_quiet and stream is sys.stderr:
         return
     from rich.table import Column, Table
 
     file = stream or sys.stdout
-    if file is None:  # closed
+    if file is None:  # the stream is closed
         return
     table = Table(*(Column(printable(name), overflow="fold") for name in header), box=None, pad_edge=False)
     for number in right:
@@ -135,7 +159,7 @@ def print_table(
 
 
 def print_text(text: Text) -> None:
-    """Print a styled text on stdout."""
+    """Print a rich Text on stdout, with its styles if stdout is a terminal."""
     from rich.text import Text
 
     console = _console(sys.stdout)
@@ -147,14 +171,17 @@ def print_text(text: Text) -> None:
 
 @contextmanager
 def waiting(message: str) -> Iterator[None]:
-    """Show a message and a moving sign on a terminal, as long as the block takes."""
+    """Show a message with a spinner on the terminal until the block ends; nothing if stderr is not a terminal."""
     console = _console(sys.stderr, quiet=_is_quiet or not sys.stderr.isatty())
     with console.status(printable(message)):
         yield
 
 
 def bar() -> Progress:
-    """Return a rich Progress with done/total, elapsed and remaining time and a note; hidden without a terminal."""
+    """Return a rich Progress that shows done/total, elapsed and remaining time, and the task's field `note`.
+
+    It is hidden if stderr is not a terminal or the verbosity is `quiet`.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -185,10 +212,16 @@ def bar() -> Progress:
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, unit: str = "") -> Iterator[Item]:
-    """Yield `items` under a progress bar, which has no end if `total` is None.
+    """Yield `items` and show the progress of the caller's loop.
 
-    Without a terminal a line says how far it is: after FIRST_LINE_SECONDS, and then after twice the time, but once in
-    LONGEST_SILENCE_SECONDS. If `unit` is given, such as `documents`, it is said how many are done per second.
+    On a terminal the progress is a bar. Otherwise a line is printed after FIRST_LINE_SECONDS, and then after pauses
+    that double up to LONGEST_SILENCE_SECONDS. Inside `following`, the followers are called instead.
+
+    Args:
+        items: what the loop iterates over.
+        description: what the loop does, such as `extract`.
+        total: the number of items; None if it is not known.
+        unit: what the items are, such as `documents`. If it is given, the speed per second is shown too.
     """
     if _followers:
         for done, item in enumerate(items, start=1):
@@ -217,7 +250,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None, uni
 
 @contextmanager
 def following(follower: Follower) -> Iterator[None]:
-    """Let `follower` show how far the loops of `track` inside the block are, instead of bars of their own."""
+    """Inside the block, pass the progress of the loops of `track` to `follower` instead of showing it."""
     _followers.append(follower)
     try:
         yield
@@ -227,9 +260,15 @@ def following(follower: Follower) -> Iterator[None]:
 
 @contextmanager
 def live(draw: Callable[[int], RenderableType]) -> Iterator[Callable[[], None]]:
-    """Show on the terminal of stderr what `draw` makes for so many columns, again and again; gives what redraws it now.
+    """Show a view on the terminal, redraw it four times a second inside the block, and remove it at the end.
 
-    What is printed meanwhile is shown above it. At the end nothing of it is left.
+    Text that is printed on stderr meanwhile appears above the view.
+
+    Args:
+        draw: returns the content of the view for a terminal with the given number of columns.
+
+    Yields:
+        a function that redraws the view at once.
     """
     from rich.live import Live
 
@@ -246,16 +285,17 @@ def live(draw: Callable[[int], RenderableType]) -> Iterator[Callable[[], None]]:
 
 
 def has_live_terminal() -> bool:
-    """Whether stderr is a terminal that can draw over what it shows, and messages are wanted."""
+    """Whether `live` can be used: stderr is a terminal that can be redrawn, and the verbosity is not `quiet`."""
     return not _is_quiet and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def guard_terminal() -> None:
-    """Send what libraries warn and log through the filter too, where nobody else handles it.
+    """Set up stdout and stderr of the process for the command line.
 
-    Characters that the encoding of a stream lacks, such as Chinese ones in Latin-1, are written as escapes.
+    Python warnings, and log records of libraries that no handler takes, pass through the filter too. If the encoding of
+    a stream lacks a character, such as a Chinese one in Latin-1, an escape is written instead.
     """
-    if sys.stderr is None:  # closed: print would take stdout in its place
+    if sys.stderr is None:  # it is closed: print would write to stdout instead
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -276,35 +316,39 @@ def guard_terminal() -> None:
 
 
 class SafeFormatter(logging.Formatter):
-    """Formats log records that may be printed or written: credentials are masked, control characters visible."""
+    """A formatter of log records that masks credentials and escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
+        """Return the formatted text of a record."""
         return printable(super().format(record), lines=True)
 
 
 class StderrHandler(logging.Handler):
-    """Prints the warnings of the log on stderr, and with `-q` its errors only."""
+    """A log handler that prints records on stderr; if the verbosity is `quiet`, only errors.
+
+    Args:
+        level: the lowest level that is printed.
+    """
 
     def __init__(self, level: int = logging.WARNING) -> None:
         super().__init__(level)
         self.setFormatter(SafeFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
+        """Print a record, unless the verbosity is `quiet` and the record is not an error."""
         if not _is_quiet or record.levelno >= logging.ERROR:
             complain(self.format(record))
 
 
 def _console(file: TextIO, *, quiet: bool = False, width: int | None = None) -> Console:
-    """A rich console that reads no markup and no emoji codes; what it prints must have passed the filter."""
+    """Return a rich console that interprets no markup and no emoji codes. The caller must filter what it prints."""
     from rich.console import Console
 
     return Console(file=file, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
 
 
 def _json_escape(sign: re.Match[str]) -> str:
-    """Return a character as JSON's escapes, of UTF-16 code units."""
+    """Return a character as one or two JSON escapes of its UTF-16 code units, such as `\\u60a3`."""
     units = sign[0].encode("utf-16-be").hex()
     return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
 

@@ -101,8 +101,8 @@ class Labels:
     def add(self, later: Labels) -> None:
         """Add the counts of later documents."""
         self.counts.update(later.counts)
-        for label, place in later.first.items():
-            self.first.setdefault(label, place)
+        for label, where in later.first.items():
+            self.first.setdefault(label, where)
 
 
 @dataclass(slots=True)

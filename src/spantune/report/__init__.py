@@ -1,4 +1,4 @@
-"""Reports as HTML pages, Markdown and JSON, made from scores and documents."""
+"""Reports as HTML pages, Markdown and JSON, made from scores and documents. No score is computed here."""
 
 from __future__ import annotations
 

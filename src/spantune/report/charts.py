@@ -1,8 +1,9 @@
-"""Charts as SVG text for a page: curves, bars with intervals, reliability, scores by threshold.
+"""Charts of a page as SVG text: curves by step, bars with intervals, reliability, and figures by threshold.
 
-The charts are drawn by pygal. Its style, scripts, comments and hover boxes are removed, so that the charts take their
-colours from the page (light or dark) and equal values give equal text. Values are shares of 1 and drawn as points. Of a
-curve of more than MOST points only the lowest and the highest of each section are drawn.
+The charts are drawn by pygal. Its style, scripts, comments and hover boxes are removed, so that a chart takes its
+colours from the page (light or dark), and equal values give equal text. Figures such as F1 are given in [0, 1] and
+drawn as percentage points. A curve of more than MOST points is divided into sections, and only the lowest and the
+highest point of each section are drawn.
 """
 
 from __future__ import annotations
@@ -27,16 +28,24 @@ WIDTH, HEIGHT = 400, 240
 MOST = 1000
 """The maximum number of points of a curve."""
 FEW = 30
-"""The maximum number of points of a curve that has dots."""
+"""The maximum number of points of a curve whose points are drawn as dots."""
 
 _HOVER = ("plot text-overlay", "plot tooltip-overlay")
 
 EvaluationPoint = tuple[int, float, float | None, float | None]
+"""An evaluation: (step, F1, lower bound, upper bound), F1 and its 95 % interval in [0, 1]; None for no interval."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its title, its SVG element, a summary in words, and the names of its lines in their order."""
+    """A chart of a page.
+
+    Args:
+        title: the title.
+        svg: the SVG element.
+        summary: the content in words.
+        lines: the names of the lines, in the order of their colours; empty if the chart needs no legend.
+    """
 
     title: str
     svg: str
@@ -45,7 +54,7 @@ class Chart:
 
 
 class _Drawing(Protocol):
-    """A chart of pygal."""
+    """The methods and attributes of a pygal chart that are used here."""
 
     title: str | None
     x_title: str
@@ -57,14 +66,18 @@ class _Drawing(Protocol):
         """Add a line or a row of bars."""
 
     def add_xml_filter(self, filter: Callable[[Element], Element]) -> None:
-        """Change the drawing before it is rendered."""
+        """Add a function that changes the drawing before it is rendered."""
 
     def render(self, *, is_unicode: bool) -> str:
         """Return the SVG text."""
 
 
 def loss_chart(curve: Sequence[tuple[int, float]]) -> Chart:
-    """Draw training loss by step, (step, loss); a value that is not finite interrupts the line and is marked."""
+    """Draw the training loss by step.
+
+    Args:
+        curve: (step, loss). A loss that is not finite interrupts the line and is marked by a dot at the top.
+    """
     finite = [(step, loss) for step, loss in curve if math.isfinite(loss)]
     not_finite = [step for step, loss in curve if not math.isfinite(loss)]
     top = max((loss for _, loss in finite), default=1.0)
@@ -86,7 +99,11 @@ def loss_chart(curve: Sequence[tuple[int, float]]) -> Chart:
 
 
 def f1_chart(evaluations: Sequence[EvaluationPoint]) -> Chart:
-    """Draw strict F1 by step, (step, F1, low, high), with the interval of every evaluation that has one."""
+    """Draw strict F1 on the dev set by step, with its 95 % intervals.
+
+    Args:
+        evaluations: the evaluations; there is at least one.
+    """
     chart = _lines("step", "F1", [step for step, *_ in evaluations], (0, 100))
     chart.add("F1", [(step, 100 * f1) for step, f1, _, _ in evaluations])
     bounds = [(step, low, high) for step, _, low, high in evaluations if low is not None and high is not None]
@@ -99,7 +116,13 @@ def f1_chart(evaluations: Sequence[EvaluationPoint]) -> Chart:
 
 
 def progress_chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]], top: float | None = None) -> Chart:
-    """Draw (step, value) of several curves by name, from 0 to `top`, or to their largest value."""
+    """Draw several curves by step in one chart.
+
+    Args:
+        title: the title.
+        curves: name to (step, value).
+        top: the upper end of the value axis; the largest value if None. The axis begins at 0 or a negative value.
+    """
     values = [value for curve in curves.values() for _, value in curve if math.isfinite(value)]
     steps = [step for curve in curves.values() for step, _ in curve]
     chart = _lines("step", "", steps, (min(0.0, *values, 0.0), top or max(values, default=1.0) or 1.0))
@@ -111,9 +134,15 @@ def progress_chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]
 
 
 def bars_chart(title: str, figures: Mapping[str, Figure], colours: Mapping[str, int]) -> Chart:
-    """Draw the F1 of each figure as a bar with its interval, the first on top, in its palette colour if it has one."""
+    """Draw F1 of each figure as a bar with its 95 % interval.
+
+    Args:
+        title: the title.
+        figures: name to figure; the first one is drawn at the top.
+        colours: name to index in `core.LABEL_COLORS`. Bars without an index have the accent colour of the page.
+    """
     chart: _Drawing = _pygal().HorizontalBar(**_settings(50 + 26 * len(figures), range=(0, 100)))
-    rows = list(figures.items())[::-1]  # the first is drawn lowest
+    rows = list(figures.items())[::-1]  # pygal draws the first row at the bottom
     chart.x_labels = [name if len(name) <= 14 else f"{name[:13]}\u2026" for name, _ in rows]
     bars: list[dict[str, object]] = []
     for name, figure in rows:
@@ -129,7 +158,11 @@ def bars_chart(title: str, figures: Mapping[str, Figure], colours: Mapping[str, 
 
 
 def reliability_chart(bins: Sequence[tuple[float, float, int, float, float]]) -> Chart:
-    """Draw precision by mean score of the bins, (low, high, count, mean score, precision), without empty bins."""
+    """Draw the precision of the predictions in each bin of scores by their mean score.
+
+    Args:
+        bins: (lowest score, highest score, count, mean score, precision). Empty bins are not drawn.
+    """
     filled = [(mean, precision) for _, _, count, mean, precision in bins if count]
     chart = _lines("score", "precision", [0, 1], (0, 100))
     chart.x_value_formatter = lambda value: f"{value:.1f}"
@@ -141,7 +174,12 @@ def reliability_chart(bins: Sequence[tuple[float, float, int, float, float]]) ->
 
 
 def threshold_chart(curve: Sequence[tuple[float, float, float, float]], chosen: float | None) -> Chart:
-    """Draw precision, recall and F1 by threshold, (threshold, precision, recall, F1), with a line at the chosen one."""
+    """Draw precision, recall and F1 by threshold.
+
+    Args:
+        curve: (threshold, precision, recall, F1); there is at least one.
+        chosen: the threshold for all labels, at which a vertical line is drawn; None for no line.
+    """
     chart = _lines("threshold", "", [0, 1], (0, 100))
     chart.x_value_formatter = lambda value: f"{value:.1f}"
     names = ("F1", "precision", "recall")
@@ -157,7 +195,14 @@ def threshold_chart(curve: Sequence[tuple[float, float, float, float]], chosen: 
 
 
 def _lines(x_title: str, y_title: str, x_values: Sequence[float], bounds: tuple[float, float]) -> _Drawing:
-    """Make an XY chart with `bounds` of y; its ticks are whole numbers where `x_values` are steps."""
+    """Return an empty XY chart.
+
+    Args:
+        x_title: the name of the x axis. If it is `step`, the ticks of a short axis are whole numbers.
+        y_title: the name of the y axis.
+        x_values: the values whose range the x axis covers; there is at least one.
+        bounds: the ends of the y axis.
+    """
     low, high = min(x_values), max(x_values)
     chart: _Drawing = _pygal().XY(**_settings(HEIGHT, range=bounds, xrange=(low, high if high > low else low + 1)))
     chart.x_title, chart.y_title = x_title, y_title or None
@@ -167,7 +212,7 @@ def _lines(x_title: str, y_title: str, x_values: Sequence[float], bounds: tuple[
 
 
 def _pygal() -> Any:
-    """Import pygal, without its import hook for map plugins, of which Python 3.11 warns."""
+    """Return the module pygal, and remove its import hook for map plugins, about which Python 3.11 warns."""
     import pygal
 
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "pygal"]
@@ -175,7 +220,7 @@ def _pygal() -> Any:
 
 
 def _settings(height: int, **more: object) -> dict[str, object]:
-    """Return the settings of pygal for a chart of this height."""
+    """Return pygal's settings of a chart, with further settings `more`."""
     from pygal.style import Style
 
     style = Style(label_font_size=11, major_label_font_size=11, title_font_size=11, value_font_size=11)
@@ -193,7 +238,7 @@ def _chart(title: str, chart: _Drawing, summary: str, lines: Sequence[str] = ())
 
 
 def _shapes_only(root: Element, description: str) -> Element:
-    """Remove all but the shapes of a drawing, and describe it for screen readers; a value becomes a title."""
+    """Remove everything but the shapes from a drawing, turn values into titles, and describe it for screen readers."""
     for parent in list(root.iter()):
         for child in list(parent):
             kind = child.get("class")
@@ -209,9 +254,10 @@ def _shapes_only(root: Element, description: str) -> Element:
 
 
 def _thinned(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return at most MOST points: all, or the lowest and the highest of each section, in order.
+    """Return a curve with about MOST points: the lowest and the highest point of each of its sections, in order.
 
-    Points that are not finite are always among them, since they interrupt the line.
+    A curve of at most MOST points is returned unchanged. The first and the last point, and points that are not finite,
+    which interrupt the line, are always kept.
     """
     if len(curve) <= MOST:
         return list(curve)

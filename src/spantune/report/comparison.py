@@ -1,7 +1,7 @@
-"""The report of several systems on the same documents: their figures, differences, and the documents they differ on.
+"""The report of a comparison of systems: their figures, the differences, and the documents on which they differ.
 
-It consists of the same three files as the report of a run. The differences are those of `metrics.compare`. The page
-shows the documents on which at least two systems predicted different entities.
+It consists of the same three files as the report of a run. The differences come from `metrics.compare`. The page shows
+the documents for which at least two systems predicted different entities.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def write_comparison(
 
     Args:
         folder: an existing folder.
-        comparison: the result of `compare`.
+        comparison: the result of `metrics.compare`.
         systems: the systems that were compared, in the same order.
-        labels: code to name; the order gives the colours.
-        data: the name of the corpus, for the record.
+        labels: label code to name; the order determines the colours.
+        data: the name of the corpus, which the report shows.
 
     Raises:
-        ConfigError: `systems` are not those of the comparison.
-        DataError: the documents of a system do not pair with the gold ones, or the files cannot be written.
+        ConfigError: `systems` are not those of `comparison`.
+        DataError: the documents of a system do not pair with the gold documents, or the files cannot be written.
     """
     names = [system.name for system in systems]
     if names != list(comparison.systems):
@@ -71,7 +71,7 @@ def write_comparison(
 
 
 def _as_dict(comparison: Comparison, outcomes: Sequence[Outcome], data: str) -> dict[str, object]:
-    """Return the JSON object of the comparison, with the sorted errors of every system."""
+    """Return the JSON object of the comparison, with the scores and counts of errors of every system."""
     systems = {
         name: {**scores.as_dict(), **outcome.as_dict()}
         for (name, scores), outcome in zip(comparison.systems.items(), outcomes, strict=True)
@@ -101,7 +101,7 @@ def _markdown(comparison: Comparison, codes: Sequence[str], title: str, data: st
 
 
 def _gap_cells(gap: Gap | None) -> list[str]:
-    """Return difference, interval and corrected p; dashes for a label that occurs nowhere."""
+    """Return the difference, its interval and the corrected p-value as text; dashes for a label that never occurs."""
     if gap is None:
         return ["–"] * 3
     bounds = TOO_FEW
@@ -111,5 +111,5 @@ def _gap_cells(gap: Gap | None) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    """Format a difference in points with its sign."""
+    """Format a difference of two shares in percentage points, with its sign, such as `+1.2`."""
     return f"{100 * value:+.1f}".replace("-", "\u2212")

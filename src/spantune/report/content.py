@@ -1,7 +1,7 @@
-"""The content of a report, and its figures without the page: `scores.json` for programs, `report.md` for people.
+"""The content of a report, and its figures as JSON for programs (`scores.json`) and as Markdown (`report.md`).
 
-Both files have the figures of the page, but no documents. Names from data are escaped for Markdown, so that they
-neither break a table nor become markup.
+Both files have the figures of the HTML page, but not the documents. Names from the data are escaped in Markdown, so
+that they neither break a table nor act as markup.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Row = Sequence[str]
 
 @dataclass(frozen=True)
 class CalibrationView:
-    """What a report shows of a calibration; all values are shares of 1.
+    """What a report shows of a calibration. All scores, errors and figures are in [0, 1].
 
     Args:
-        bins: (low, high, count, mean score, precision) of calibrated scores.
-        ece: the expected calibration error of uncalibrated scores.
-        ece_after: that of calibrated scores.
+        bins: (lowest score, highest score, count, mean score, precision) of calibrated scores.
+        ece: the expected calibration error of the uncalibrated scores.
+        ece_after: the expected calibration error of the calibrated scores.
         temperature: the fitted temperature.
         curve: (threshold, precision, recall, F1) of calibrated scores.
-        threshold: the threshold for all labels; None for none.
-        label_thresholds: the thresholds of labels that have their own.
-        data: the name of the corpus that it was fitted to.
-        stored: whether the run stores it, so that it applies when the run extracts.
+        threshold: the threshold for all labels; None if there is none.
+        label_thresholds: label code to threshold, for labels that have their own.
+        data: the name of the corpus to which the calibration was fitted.
+        stored: whether the run stores the calibration, so that it is applied when the run extracts.
         notes: what was not done, and why.
     """
 
@@ -69,22 +69,22 @@ class Report:
     Args:
         title: the title of the page.
         after: the scores of the predictions.
-        labels: code to name; the order gives the colours.
+        labels: label code to name; the order determines the colours.
         gold: the annotated documents.
-        predicted: their predictions; an Extraction also has the errors of its answer.
-        before: the scores before training.
+        predicted: the predictions for these documents. An Extraction also has the problems of its answer.
+        before: the scores before training; None if they are not known.
         curve: (step, training loss).
-        evaluations: (step, F1, low, high), F1 in [0, 1].
-        facts: key figures as text.
-        rates: shares of documents.
-        written: whether answers were written, so that they can have errors of their own.
-        calibration: the calibration, where there is one.
+        evaluations: the evaluations on dev during training.
+        facts: key figures as text, by name.
+        rates: shares of documents in [0, 1], by name.
+        written: whether the model wrote answers, which may have problems. False if the run reads spans.
+        calibration: the calibration; None if there is none.
         notes: what the report lacks, and why.
         config: the recipe as text.
         environment: the environment of the run, by name.
-        head: what the page says first: model, data, how it was split, date, version, time and device, by name.
-        train: the training documents, from which errors are explained.
-        f1_on: the split that the figures are of: `dev` where the documents chose the adapter too.
+        head: the facts at the top of the page, by name: model, data, how it was split, date, version, time and device.
+        train: the training documents, which are used to explain errors.
+        f1_on: the split of the figures, `test` or `dev`; "" if it is not a split of a run.
         run: the name of the run.
         data: the name of the corpus.
         date: the date as text.
@@ -114,7 +114,7 @@ class Report:
 
     @property
     def bias(self) -> str:
-        """What is said beside figures that promise too much: their documents chose the adapter too; "" for others."""
+        """A warning that the figures are biased, since their documents also chose the adapter; "" if they are not."""
         if not self.f1_on.startswith("dev"):
             return ""
         chosen = "adapter" if self.written else "adapter and the thresholds"
@@ -125,19 +125,24 @@ class Report:
 
     @property
     def origin(self) -> dict[str, str]:
-        """What the page says first, by name; `head` names the documents of each split where there is more to say."""
+        """The facts at the top of the page, by name. `data` is left out if `head` has the documents of each split."""
         data = {} if "test" in self.head else {"data": self.data}
         named = {"run": self.run, **data, "date": self.date, **self.head}
         return {name: value for name, value in named.items() if value}
 
     @property
     def all_notes(self) -> list[str]:
-        """What the report lacks, and the notes of the scores with their counts."""
+        """The notes of the report, followed by the notes of the scores with their counts."""
         return [*self.notes, *(f"{count} × {note}" for note, count in self.after.notes.items())]
 
 
 def as_dict(report: Report, outcome: Outcome) -> dict[str, object]:
-    """Return the figures of a report as a JSON object, in fractions of 1."""
+    """Return the figures of a report as a JSON object; shares are in [0, 1].
+
+    Args:
+        report: the content of the report.
+        outcome: the sorted errors of its predictions.
+    """
     provenance = {"run": report.run, "data": report.data, "date": report.date}
     provenance |= {"f1_on": report.f1_on} if report.f1_on else {}
     before = {"before": report.before.as_dict()} if report.before else {}
@@ -150,7 +155,12 @@ def as_dict(report: Report, outcome: Outcome) -> dict[str, object]:
 
 
 def as_markdown(report: Report, outcome: Outcome) -> str:
-    """Return the figures of a report as Markdown tables."""
+    """Return the figures of a report as Markdown text with tables; shares are in percentage points.
+
+    Args:
+        report: the content of the report.
+        outcome: the sorted errors of its predictions.
+    """
     parts = [f"# {cell(report.title)}", _origin(report), _headline(report), _labels(report)]
     parts += [measures_table(report.after), slices_table(report.after)]
     kinds = [(kind, number(count)) for kind, count in outcome.kinds.items()]
@@ -171,31 +181,31 @@ def as_markdown(report: Report, outcome: Outcome) -> str:
 
 
 def table(head: Row, rows: Iterable[Row]) -> str:
-    """Format a Markdown table; all columns but the first are aligned right."""
+    """Return a Markdown table of cells that are escaped already. All columns but the first are aligned to the right."""
     lines = [" | ".join(row) for row in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
     return "\n".join(f"| {line} |" for line in lines)
 
 
 def cell(text: str) -> str:
-    """Escape `text` for Markdown, in one line."""
+    """Return `text` in one line and escaped for Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", " ".join(text.split()))
 
 
 def fenced(text: str) -> str:
-    """Format `text` as a block of code, with a fence longer than any in it."""
+    """Return `text` as a Markdown code block of YAML. Its fence is longer than any fence in the text."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}yaml\n{text.rstrip()}\n{fence}"
 
 
 def figure_cells(figure: Figure) -> list[str]:
-    """Return F1, its interval, precision, recall and the counts of a figure as text."""
+    """Return the cells of a figure: F1, its interval, precision, recall, and the counts correct, predicted and gold."""
     bounds = interval(figure.f1_low, figure.f1_high) or (TOO_FEW if figure.gold or figure.predicted else "–")
     counts = [number(value) for value in (figure.correct, figure.predicted, figure.gold)]
     return [points(figure.f1), bounds, points(figure.precision), points(figure.recall), *counts]
 
 
 def measures(scores: Scores) -> dict[str, Figure]:
-    """Return the lenient figures by their names."""
+    """Return name to figure for the lenient ways of counting."""
     return {
         "boundary: label ignored": scores.boundary,
         "relaxed: overlap, same label": scores.relaxed,
@@ -204,7 +214,7 @@ def measures(scores: Scores) -> dict[str, Figure]:
 
 
 def measures_table(scores: Scores) -> str:
-    """Format the lenient figures, and the false alarms where there are documents without entities."""
+    """Return the lenient figures as a Markdown table, followed by the false alarms in documents without entities."""
     rows = [[name, *figure_cells(figure)] for name, figure in measures(scores).items()]
     parts = ["## Other ways of counting", table(("", *_FIGURE), rows)]
     if scores.alarms:
@@ -217,7 +227,7 @@ def measures_table(scores: Scores) -> str:
 
 
 def slices_table(scores: Scores) -> str:
-    """Format the slices of the scores as one table."""
+    """Return the slices of the scores as one Markdown table; "" if there are none."""
     rows = [
         [f"{cell(family)}: {cell(name)}", *figure_cells(figure)]
         for family, figures in scores.slices.items()
@@ -227,7 +237,7 @@ def slices_table(scores: Scores) -> str:
 
 
 def named(rates: Mapping[str, float]) -> dict[str, float]:
-    """Return rates by readable names: `non_stop_rate` as `non stop rate`."""
+    """Return rates under readable names: `non_stop_rate` becomes `non stop rate`."""
     return {name.replace("_", " "): value for name, value in rates.items()}
 
 

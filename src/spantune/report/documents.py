@@ -1,8 +1,8 @@
-"""The documents of a page: drawn with their entities, with the values that the page's filters need.
+"""The documents of a page: their drawings, and the values by which the page filters them.
 
-Documents are drawn here and shown by the browser fifty at a time: a page holds a document once as text and once as
-markup for gold and for each prediction that differs from gold. An error is one whole number, so that a filter over
-kinds and labels compares numbers.
+The browser shows PAGE documents at a time. A page holds, for each document, its text, the markup of its gold drawing,
+and the markup of each predicted drawing that differs from the gold one. An error is encoded as one whole number, so
+that the filters over kinds and labels only compare numbers.
 """
 
 from __future__ import annotations
@@ -16,22 +16,33 @@ from spantune.metrics import ANSWER_KINDS, KINDS, Judged, Outcome
 from spantune.report.html import embed, number, render
 
 PAGE = 50
-"""The number of documents that are shown at a time."""
+"""The number of documents that a page shows at a time."""
 VIEW_KINDS: tuple[str, ...] = (*KINDS, *ANSWER_KINDS)
+"""The kinds of errors by which a page filters: those of entities, and those of answers."""
 
 
 Row = list[object]
-"""A document as the script of a page reads it: a JSON array that begins with id and text."""
+"""A document as the script of a page reads it: a JSON array that begins with the id and the text."""
 
 
 def rows(outcome: Outcome, labels: Sequence[str]) -> list[Row]:
-    """Return all documents with their predictions: those with an error first, in the order of the corpus."""
+    """Return a row for each document with its prediction: first the documents with an error, in corpus order.
+
+    Args:
+        outcome: the sorted errors.
+        labels: the label codes in the order of the page.
+    """
     ordered = sorted(outcome.documents, key=lambda judged: not judged.wrong)
     return [_row([judged], labels, kinds=True) for judged in ordered]
 
 
 def differing(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Row]:
-    """Return the documents on which the predictions of several systems differ, in the order of the corpus."""
+    """Return a row for each document for which systems predicted different entities, in the order of the corpus.
+
+    Args:
+        outcomes: the sorted errors of each system, for the same documents in the same order.
+        labels: the label codes in the order of the page.
+    """
     return [
         _row(systems, labels, kinds=False)
         for systems in zip(*(outcome.documents for outcome in outcomes), strict=True)
@@ -40,11 +51,17 @@ def differing(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Row]:
 
 
 def _row(systems: Sequence[Judged], labels: Sequence[str], kinds: bool) -> Row:
-    """Return a document as the script reads it.
+    """Return the row of a document.
 
-    Its columns are id, text, drawings (gold first), codes of its errors, and then, for each prediction, the number of
-    errors, what was wrong with the answer or dropped from it, and the raw answer where something was wrong with it. A
-    drawing that equals that of gold is 0. With `kinds` gold shows its errors.
+    Its columns are: the id, the text, the drawings, the numbers of its errors (see `_codes`), and three lists with an
+    entry for each prediction: the number of errors, the problems of the answer with the dropped entities, and the raw
+    answer, which is "" if the answer has no problem. The gold drawing comes first; a predicted drawing that equals it
+    is 0.
+
+    Args:
+        systems: the same document, judged with the prediction of each system.
+        labels: the label codes in the order of the page.
+        kinds: whether the gold drawing shows the errors of the first system.
     """
     gold = systems[0].gold
     gold_kinds = {error.gold: error.kind for error in systems[0].errors if error.gold} if kinds else None
@@ -63,7 +80,10 @@ def _row(systems: Sequence[Judged], labels: Sequence[str], kinds: bool) -> Row:
 
 
 def _below_threshold(judged: Judged) -> list[tuple[str, list[str]]]:
-    """Describe the entities that a threshold dropped. They are no errors of their own: gold shows them as missed."""
+    """Describe the entities that a threshold dropped, as a group for the row.
+
+    They are not counted as further errors. If one of them is correct, the gold drawing shows it as missed.
+    """
     described = [
         f"{judged.predicted.surface(entity)} {entity.label} {'' if entity.score is None else round(entity.score, 6)}"
         for entity in judged.extraction.below_threshold
@@ -72,7 +92,11 @@ def _below_threshold(judged: Judged) -> list[tuple[str, list[str]]]:
 
 
 def _codes(judged: Judged, labels: Sequence[str]) -> set[int]:
-    """Return the errors of a document and of its answer, each as one number of kind, gold and predicted label."""
+    """Return the errors of a document and of its answer, each as one whole number.
+
+    The number is (kind * n + gold label) * n + predicted label, all as indices, where n is the number of labels plus
+    one; the last index stands for no entity.
+    """
     no_label = len(labels)
 
     def code(kind: str, gold: Entity | None, predicted: Entity | None) -> int:
@@ -86,14 +110,14 @@ def _codes(judged: Judged, labels: Sequence[str]) -> set[int]:
 
 
 def write_page(path: Path, documents: Sequence[Document], title: str, names: Mapping[str, str] | None = None) -> None:
-    """Write the page of `documents` to `path` as one self-contained HTML file.
+    """Write a page that shows annotated documents, as one self-contained HTML file.
 
     Args:
-        path: the file.
+        path: the file to write.
         documents: the annotated documents.
         title: the title of the page.
-        names: code to name of the task's labels; the order gives the colours. Without it, and for labels that are not
-            in it, the order is that of the sorted codes.
+        names: code to name of the labels of a task; the order determines the colours. Labels that are not in it follow,
+            sorted by code.
 
     Raises:
         DataError: there are no documents, or the file cannot be written.
@@ -117,7 +141,7 @@ def write_page(path: Path, documents: Sequence[Document], title: str, names: Map
 
 
 def _corpus_row(document: Document, listed: Sequence[str], labels: Sequence[str]) -> Row:
-    """Return id, text, places of the labels among those `listed`, whether entities nest, and the drawing."""
+    """Return the row of a document: id, text, indices of its labels in `listed`, whether it is nested, the drawing."""
     label_indices = sorted({listed.index(entity.label) for entity in document.entities})
     nested = any(depth > 1 for depth in nesting(document).values())
     return [document.id, document.text, label_indices, nested, draw_entities(document, labels)]
@@ -140,6 +164,6 @@ def _key_figures(counts: Statistics) -> dict[str, str]:
 
 
 def _bars(bins: Sequence[Bin]) -> list[tuple[str, int, float]]:
-    """Return the range, count and length in percent of every bin of a histogram."""
+    """Return (range, count, length of the bar in percent) for every bin of a histogram."""
     highest = max((bin.count for bin in bins), default=0) or 1
     return [(bin.name, bin.count, round(100 * bin.count / highest, 1)) for bin in bins]

@@ -1,7 +1,7 @@
-"""The page of an extraction: every document with its entities, their scores and names, and what went wrong.
+"""The page of an extraction: every document with its entities, their scores and names, and its problems.
 
-Entities that a threshold left out are in the page too, hidden, so that its slider can go under the threshold of the
-run.
+Entities below the threshold are in the page too, but hidden, so that the slider of the page can go below the threshold
+of the run.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from spantune.runs import RunFolder
 
 @dataclass(frozen=True)
 class ExtractionView:
-    """What the page of an extraction says of the run and its task.
+    """The facts about the run and its task that the page of an extraction shows.
 
     Args:
         title: the title of the page.
-        names: code to name of the task's labels; the order gives the colours. A label that is not in it comes after.
-        threshold: the lowest score of the run, where the slider begins; None for none.
-        label_thresholds: the thresholds of labels that have their own.
-        head: what the page says first, such as run, model and date, by name.
-        own_thresholds: those that a run that reads spans has without a calibration; what they left out is not shown.
+        names: code to name of the labels of the task; the order determines the colours. Other labels follow.
+        threshold: the threshold of the run for all labels, at which the slider begins; None if there is none.
+        label_thresholds: label code to threshold, for labels that have their own.
+        head: the facts at the top of the page, by name, such as run, model and date.
+        own_thresholds: label code to threshold of the span head, for a run that reads spans. Entities below it are not
+            in the page.
     """
 
     title: str
@@ -52,11 +53,15 @@ class ExtractionView:
 
     @classmethod
     def of_run(cls, folder: Path, min_score: float | None = None) -> ExtractionView:
-        """Return the names, thresholds and facts of a run; `min_score` takes the place of its thresholds.
+        """Return the view of a run, without a title.
+
+        Args:
+            folder: the run folder.
+            min_score: a threshold in [0, 1] that is used instead of the thresholds of the run; None to use those.
 
         Raises:
-            RunError: the folder is not a run, or is damaged.
-            ConfigError: `min_score` is not a probability.
+            RunError: the folder is not a run folder, or is damaged.
+            ConfigError: `min_score` is not in [0, 1].
         """
         calibration = Calibration.load(folder) or Calibration()
         if min_score is not None:
@@ -75,7 +80,7 @@ class ExtractionView:
 
     @property
     def sentence(self) -> str:
-        """The thresholds in words."""
+        """The thresholds in words, for the text beside the slider."""
         labels = ", ".join(
             f"{self.names.get(code) or code} {value:.2f}" for code, value in self.label_thresholds.items()
         )
@@ -91,7 +96,13 @@ class ExtractionView:
 
 @dataclass
 class _Count:
-    """What is counted of a label: entities that pass, documents that have one, and entities under the threshold."""
+    """The counts of a label.
+
+    Args:
+        entities: the number of its entities that are not below the threshold.
+        documents: the number of documents with such an entity.
+        left_out: the number of its entities below the threshold.
+    """
 
     entities: int = 0
     documents: int = 0
@@ -99,7 +110,12 @@ class _Count:
 
 
 def write_extractions(path: Path, extractions: Sequence[Extraction], view: ExtractionView) -> None:
-    """Write the page of `extractions` to `path` as one self-contained HTML file.
+    """Write the page of an extraction, as one self-contained HTML file.
+
+    Args:
+        path: the file to write.
+        extractions: the results, in the order of the page.
+        view: the facts about the run.
 
     Raises:
         DataError: there are no extractions, or the file cannot be written.
@@ -132,7 +148,7 @@ def _all(extraction: Extraction) -> list[Entity]:
 
 
 def _counts(extractions: Iterable[Extraction], view: ExtractionView) -> dict[str, _Count]:
-    """Count by label, in the order of the task; a label that it lacks comes after, sorted."""
+    """Return label code to counts, in the order of the task; labels that the task lacks follow, sorted by code."""
     counts = {code: _Count() for code in view.names}
     found = {entity.label for extraction in extractions for entity in _all(extraction)}
     counts |= {code: _Count() for code in sorted(found.difference(counts))}
@@ -159,10 +175,11 @@ def _key_figures(extractions: Sequence[Extraction], counts: Mapping[str, _Count]
 
 
 def _row(extraction: Extraction, codes: Sequence[str], names: Mapping[str, str]) -> Row:
-    """Return a document as the script reads it.
+    """Return the row of a document.
 
-    Its columns are id, text, entities as [index of the label, score, 1 where a threshold left it out], the status where
-    anything went wrong, whether the document failed, its problems in words, and the drawing.
+    Its columns are: the id, the text, the entities, the status ("" if nothing went wrong), whether the document failed
+    (1 or 0), its problems in words, and the drawing. An entity is [index of its label, score, 1 if it is below the
+    threshold].
     """
     document = extraction.document
     dropped = set(extraction.below_threshold)

@@ -1,7 +1,7 @@
-"""A forest plot: the difference in F1 between two systems, of all entities and of each type, with 95 % intervals.
+"""A forest plot: the difference in F1 between two systems, for all entities and for each type, with 95 % intervals.
 
-It is SVG text that takes its colours from the page, as the charts of `charts` do. A difference without an interval is
-an open square. The page has the same figures as a table beside it.
+It is SVG text that takes its colours from the page, like the charts of the module `charts`. A difference without an
+interval is drawn as an open square. The page also has the same figures as a table.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from spantune.metrics import Difference, Gap
 from spantune.report.charts import WIDTH, Chart
 
 LEFT, RIGHT, TOP, ROW = 96, 12, 8, 22
-"""The width left and right of the plot, the height above it, and that of a row, in SVG units."""
+"""The margins left, right and above the plot, and the height of a row, in SVG units."""
 FOOT = 46
-"""The height under the rows, which has the ticks and the names of the systems."""
+"""The height below the rows, for the ticks and the names of the systems, in SVG units."""
 STEPS = (1, 2, 5, 10, 20, 50)
-"""The distances between ticks that are tried, in points."""
+"""The possible distances between ticks, in percentage points."""
 MOST_TICKS = 11
+"""The maximum number of ticks."""
 LONGEST = 14
-"""The number of characters of a name that are shown."""
+"""The maximum number of characters of a name; longer names are cut."""
 
 
 def forest_chart(difference: Difference, colors: Mapping[str, int]) -> Chart:
-    """Draw F1 of the second system minus F1 of the first, of all entities and by type.
+    """Draw F1 of the second system minus F1 of the first system, for all entities and for each label.
 
     Args:
-        difference: the gaps of the two systems.
-        colors: the index of every label in LABEL_COLORS; the rows are in its order.
+        difference: the differences between the two systems.
+        colors: label code to index in `core.LABEL_COLORS`; the rows have the order of its keys.
     """
     by_label = [(code, difference.labels[code]) for code in colors if code in difference.labels]
-    gaps = [("all", difference.micro), *by_label]  # a label may be called "all" too
+    gaps = [("all", difference.micro), *by_label]  # a list and not a dict, since a label may be named "all" too
     limit, step = _scale(gaps)
     height = TOP + ROW * len(gaps) + FOOT
     summary = _summary(difference, gaps)
@@ -51,7 +52,7 @@ def forest_chart(difference: Difference, colors: Mapping[str, int]) -> Chart:
 
 
 def _scale(gaps: Sequence[tuple[str, Gap]]) -> tuple[int, int]:
-    """Return the largest value of the axis, which is symmetric, and the distance between ticks, in points."""
+    """Return the end of the symmetric axis and the distance between its ticks, in percentage points."""
     values = [value for _, gap in gaps for value in (gap.f1, gap.f1_low, gap.f1_high) if value is not None]
     largest = max(1.0, *(100 * abs(value) for value in values))
     step = next((step for step in STEPS if 2 * -(-largest // step) + 1 <= MOST_TICKS), STEPS[-1])
@@ -63,7 +64,15 @@ def _x(value: float, limit: int) -> float:
 
 
 def _row(name: str, gap: Gap, y: int, limit: int, color: str) -> str:
-    """Draw a gap: its name, its interval as a line, and its value as a square."""
+    """Draw a difference: its name, its interval as a line, and its value as a square.
+
+    Args:
+        name: the label code, or "all".
+        gap: the difference.
+        y: the place of the row, in SVG units.
+        limit: the end of the axis, in percentage points.
+        color: a CSS colour.
+    """
     x = _x(100 * gap.f1, limit)
     values = _signed(round(100 * gap.f1, 1))
     line, filled = "", "none"
@@ -78,7 +87,7 @@ def _row(name: str, gap: Gap, y: int, limit: int, color: str) -> str:
 
 
 def _sides(difference: Difference, bottom: int) -> list[str]:
-    """Say on which side of zero which system is better."""
+    """Draw the names of the systems under the sides of the axis on which they are better."""
     first, second = escape(_short(difference.first)), escape(_short(difference.second))
     return [
         f'<text x="{LEFT}" y="{bottom + 34}">\u2190 {first} better</text>',

@@ -1,8 +1,9 @@
-"""What a reader of a report looks at first: the most instructive errors, and predictions that gold may lack wrongly.
+"""The highlights of a report: the most instructive errors, and confident predictions that may be missing in gold.
 
-Errors on the same text with the same labels are one pattern. A pattern weighs the sum of the scores of its predictions:
-what the model is sure of, and gets wrong often, comes first. A missed entity, and a prediction without a score, weighs
-UNSURE. Of the patterns with equal kind and labels at most VARIED are chosen while there are others.
+Errors of the same kind with the same labels and the same surface are one pattern. The weight of a pattern is the sum of
+the scores of its predictions, so that confident and frequent errors come first. A missed entity, or a prediction
+without a score, has the weight UNSURE. To show various errors, at most VARIED patterns of the same kind and labels are
+chosen as long as there are others.
 """
 
 from __future__ import annotations
@@ -15,33 +16,33 @@ from spantune.core import Document, Entity, draw_entities
 from spantune.metrics import Error, Judged, Outcome
 
 MOST_ERRORS = 10
-"""The number of patterns that are chosen."""
+"""The number of patterns of errors that are shown."""
 MOST_DOUBTS = 50
-"""The number of predictions that gold may lack wrongly which are shown."""
+"""The maximum number of shown predictions that may be missing in gold."""
 CONFIDENT = 0.9
-"""The lowest score of a prediction that makes the gold annotation doubtful."""
+"""The lowest score with which a prediction makes the gold annotation doubtful."""
 UNSURE = 0.5
 """The weight of an error without a score."""
 VARIED = 2
-"""The number of patterns of equal kind and labels that are chosen before others."""
+"""The number of patterns of the same kind and labels that are chosen before patterns of other kinds."""
 LONGEST = 60
-"""The number of characters of an entity that a title has."""
+"""The maximum number of characters of a surface in a title; longer surfaces are cut."""
 AROUND = 60
-"""The number of characters that are shown on each side of an error."""
+"""The number of characters of context that are shown on each side of an error."""
 
 
 @dataclass(frozen=True)
 class Highlight:
-    """An error to look at: where it is, what it is in words, and its drawings.
+    """An error that is shown as an example of its pattern.
 
     Args:
         document: the id of its document.
-        title: its kind and labels.
-        reason: why it is shown.
-        gold: the drawing of the gold entity in its context.
-        predicted: that of the predicted entity.
-        score: the score of the prediction.
-        count: the number of errors of its pattern.
+        title: its kind, surface and labels.
+        reason: what the error is, and how often the surface occurs, in words.
+        gold: the drawing of the gold entity in its context, as HTML.
+        predicted: the drawing of the predicted entity in the same context, as HTML.
+        score: the score of the prediction; None if there is none.
+        count: the number of errors of the pattern.
     """
 
     document: str
@@ -55,13 +56,13 @@ class Highlight:
 
 @dataclass(frozen=True)
 class Context:
-    """What errors are explained from: how often a surface has a label in the training and in the gold documents.
+    """Counts from which errors are explained: how often each surface has each label.
 
     Args:
-        labels: the labels in the order that gives the colours.
-        trained: surface to label to count in the training documents; None where they are not known.
-        gold: the same of the documents that were measured.
-        found: surface and label to the number of correct predictions.
+        labels: the label codes, whose order determines the colours.
+        trained: surface to label to count in the training documents; None if these are not known.
+        gold: surface to label to count in the scored gold documents.
+        found: (surface, label) to the number of correct predictions.
     """
 
     labels: Sequence[str]
@@ -71,7 +72,7 @@ class Context:
 
     @classmethod
     def of(cls, outcome: Outcome, labels: Sequence[str], train: Sequence[Document]) -> Context:
-        """Count the surfaces of the gold documents and, where there are any, of the training documents."""
+        """Count the surfaces of the gold documents of `outcome` and of the training documents, if there are any."""
         found = Counter(
             (judged.gold.surface(error.gold), error.gold.label)
             for judged in outcome.documents
@@ -83,7 +84,7 @@ class Context:
 
 
 def instructive(outcome: Outcome, context: Context) -> list[Highlight]:
-    """Return the MOST_ERRORS patterns of errors that weigh the most; the order depends on nothing but the documents."""
+    """Return one Highlight for each of at most MOST_ERRORS patterns of errors, sorted by falling weight."""
     patterns: dict[tuple[str, str, str, str], list[tuple[Judged, Error]]] = defaultdict(list)
     for judged in outcome.documents:
         for error in judged.errors:
@@ -101,7 +102,7 @@ def instructive(outcome: Outcome, context: Context) -> list[Highlight]:
 
 
 def doubts(outcome: Outcome, context: Context) -> list[Highlight]:
-    """Return the predictions of a score of at least CONFIDENT that gold lacks, the most confident first."""
+    """Return the predictions that are not correct although their score is at least CONFIDENT, by falling score."""
     found = [
         (judged, error)
         for judged in outcome.documents
@@ -121,7 +122,7 @@ def _surfaces(documents: Iterable[Document]) -> dict[str, Counter[str]]:
 
 
 def _pattern(judged: Judged, error: Error) -> tuple[str, str, str, str]:
-    """Return kind, labels and surface: errors with equal patterns are shown once."""
+    """Return the pattern of an error: kind, gold label, predicted label, and surface without regard to case."""
     labels = error.gold.label if error.gold else "", error.predicted.label if error.predicted else ""
     return (error.kind, *labels, judged.gold.surface(_shown(error)).casefold())
 
@@ -142,7 +143,7 @@ def _weight(errors: Sequence[tuple[Judged, Error]]) -> float:
 
 
 def _highlight(errors: Sequence[tuple[Judged, Error]], context: Context) -> Highlight:
-    """Describe a pattern by the error of it that has the highest score."""
+    """Describe a pattern by its error with the highest score."""
     judged, error = max(errors, key=lambda pair: _score(pair[1]) or 0)
     parts = [_difference(judged, error)]
     if len(errors) > 1:
@@ -170,7 +171,7 @@ def _doubt(judged: Judged, error: Error, context: Context) -> Highlight:
 
 
 def _difference(judged: Judged, error: Error) -> str:
-    """Say what was predicted and what gold has."""
+    """Describe in one sentence what was predicted and what gold has."""
     score = _score(error)
     sure = "" if score is None else f" with score {score:.2f}"
     gold, predicted = error.gold, error.predicted
@@ -185,7 +186,7 @@ def _difference(judged: Judged, error: Error) -> str:
 
 
 def _in_training(surface: str, context: Context) -> list[str]:
-    """Say how the training documents annotate this text; nothing where they are not known."""
+    """Describe how the training documents annotate a surface; an empty list if these documents are not known."""
     if context.trained is None:
         return []
     counts = context.trained.get(surface)
@@ -233,7 +234,7 @@ def _title(judged: Judged, error: Error) -> str:
 
 
 def _cropped(document: Document, begin: int, end: int) -> tuple[Document, int]:
-    """Return the text around [begin, end) without entities, and what to add to offsets in it."""
+    """Return the part of a document around [begin, end), without entities, and the number to add to its offsets."""
     first, last = max(0, begin - AROUND), min(len(document.text), end + AROUND)
     before, after = "\u2026" if first else "", "\u2026" if last < len(document.text) else ""
     return Document(document.id, f"{before}{document.text[first:last]}{after}"), len(before) - first

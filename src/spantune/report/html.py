@@ -1,7 +1,7 @@
-"""Self-contained HTML pages: a template of `templates/` with its style, its script and its data inside.
+"""Self-contained HTML pages: a template of the folder `templates/`, which contains its style, its script and its data.
 
-Values are escaped by the template unless they are Markup. The page's content security policy allows only its own style
-and its own script, which it knows by its hash, and no loading from anywhere.
+The template escapes every value that is not Markup. The content security policy of a page allows only its own style and
+its own script, which is identified by its hash, and forbids loading anything.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 
 def render(template: str, script: str, **values: object) -> str:
-    """Return the page of `template` with the program of `script`, both files of `templates/`, filled with `values`.
+    """Return an HTML page.
 
-    The script gets the values too, but data must not be put into it: they go through `embed`.
+    Args:
+        template: the file of the page in `templates/`.
+        script: the file of its script in `templates/`.
+        values: the values of the template, by name. The script file may use them too, but documents and other data must
+            be passed to the page by `embed` instead.
     """
     from markupsafe import Markup
 
@@ -36,13 +40,13 @@ def render(template: str, script: str, **values: object) -> str:
 
 
 def render_part(template: str, **values: object) -> str:
-    """Return a part of a page: `template`, a file of `templates/`, filled with `values`."""
+    """Return a part of a page: the file `template` of `templates/`, filled with `values`."""
     return _engine().get_template(template).render(**values)
 
 
 @functools.cache
 def _engine() -> Environment:
-    """The engine of the templates, which keeps those that it has compiled."""
+    """Return the template engine, which caches compiled templates. An undefined value is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     engine = Environment(
@@ -57,22 +61,26 @@ def _engine() -> Environment:
 
 
 def embed(values: object) -> Markup:
-    """Return JSON for a script element; it cannot end the element, since it has no `<`."""
+    """Return `values` as JSON for a script element. It has no `<`, so that it cannot end the element.
+
+    Raises:
+        DataError: as `core.to_json`.
+    """
     from markupsafe import Markup
 
     return Markup(to_json(values, compact=True).replace("<", "\\u003c"))
 
 
 def number(value: float) -> str:
-    """Format a count with separators, and with a half where there is one: 12,345 or 1,234.5."""
+    """Format a count with thousands separators, and with one decimal place if it is not whole: 12,345 or 1,234.5."""
     return f"{value:,.1f}" if value % 1 else f"{value:,.0f}"
 
 
 def points(value: float) -> str:
-    """Format a share as percentage points: 0.7423 as 74.2."""
+    """Format a share in percentage points: 0.7423 becomes 74.2."""
     return f"{100 * value:.1f}"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Format the bounds of an interval in points; an empty text where there is none."""
+    """Format the bounds of an interval in percentage points, such as 72.1–76.0; "" if there is no interval."""
     return "" if low is None or high is None else f"{points(low)}\u2013{points(high)}"

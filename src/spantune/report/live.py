@@ -1,7 +1,7 @@
-"""The growing report of runs that train: what is known of them now, as figures and as a part of a page.
+"""The growing report of runs that train: their present figures, and the part of a web page that shows them.
 
-A run's `metrics.jsonl` is read as it grows, from where it was read before; a run that was resumed begins its file anew,
-which is seen by its inode. Nothing is written, and no model is loaded, so a run that trains is not disturbed.
+Each time, only the new lines of a run's `metrics.jsonl` are read. A resumed run writes this file again, which is
+noticed by its inode. Nothing is written and no model is loaded, so a run that trains is not disturbed.
 """
 
 from __future__ import annotations
@@ -22,21 +22,35 @@ from spantune.report.html import interval, render, render_part
 from spantune.runs import RunFolder, listing
 
 MOST_RUNS = 12
-"""The maximum number of runs of a folder that are shown together: those that were written to last."""
+"""The maximum number of runs of a folder that are shown together: those with the latest records."""
 LINES = 12
-"""The number of lines of `run.log` that are shown."""
+"""The number of last lines of `run.log` that are shown."""
 _TAIL_BYTES = 8192
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known of a run now.
+    """The present state of a run.
 
-    `steps` is the number of optimizer steps that the whole run will take, as far as that is known; `seconds` the time
-    of steps and evaluations so far; `seconds_left` is None unless the run trains. `loss` and `learning_rates` are
-    (step, value); `evaluations` are (step, F1, low, high) on the dev documents, and `result` is the same of the closing
-    evaluation, on the documents `result_on`: `test`, or `dev` where the recipe has no others. F1 and its bounds are
-    shares of 1.
+    Args:
+        name: the name of the run folder.
+        folder: its path.
+        state: `running`, `finished`, `stopped`, `killed` or `damaged`.
+        problem: why the folder is damaged; "" if it is not.
+        step: the number of optimizer steps so far.
+        steps: the expected number of steps of the whole run; None if it is not known yet.
+        seconds: the time of steps and evaluations so far.
+        seconds_left: the expected remaining time; None if it is not known or the run does not train.
+        loss: (step, training loss).
+        learning_rates: (step, learning rate).
+        evaluations: the evaluations on the dev documents during training.
+        result: the final evaluation; None if there is none yet.
+        result_on: the documents of the final evaluation: `test`, or `dev` if the recipe has no test documents.
+        examples_per_s: the training speed at the last record.
+        model: the source of the base model.
+        data: the training files.
+        lines: the last lines of `run.log`.
+        has_report: whether the run has a report.
     """
 
     name: str
@@ -60,11 +74,11 @@ class Progress:
 
     @property
     def best(self) -> EvaluationPoint | None:
-        """The evaluation with the best F1, of equal ones the last."""
+        """The evaluation with the best F1, and the latest of several equal ones; None if there is no evaluation."""
         return max(self.evaluations, key=lambda point: (point[1], point[0]), default=None)
 
     def as_dict(self) -> dict[str, object]:
-        """The figures for JSON, without curves."""
+        """Return the figures as a JSON object, without the curves."""
         step, f1, low, high = self.result or self.best or (None, None, None, None)
         return {
             "name": self.name,
@@ -86,16 +100,16 @@ class Progress:
 
 @dataclass
 class _Record:
-    """The curves of `metrics.jsonl`, and how far it was read."""
+    """The content of `metrics.jsonl` so far, and how far the file was read: `offset` bytes of the file `inode`."""
 
     inode: int = 0
     offset: int = 0
     step: int = 0
     train_step: int = 0
     seconds: float = 0.0
-    trained: float = 0.0  # seconds of steps
-    steering: float = 0.0  # seconds of evaluations during training
-    closing: float = 0.0  # seconds of an evaluation on the test documents
+    trained: float = 0.0  # seconds of all steps
+    steering: float = 0.0  # seconds of all evaluations during training
+    closing: float = 0.0  # seconds of the last evaluation on the test documents
     last: Mapping[str, Any] = field(default_factory=dict)
     loss: list[tuple[int, float]] = field(default_factory=list)
     rates: list[tuple[int, float]] = field(default_factory=list)
@@ -103,7 +117,7 @@ class _Record:
     result: EvaluationPoint | None = None
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a line of the file."""
+        """Add a parsed line of the file."""
         step, split = line["step"], line.get("split", "train")
         self.step = max(self.step, step)
         measured = line.get("evaluation_seconds") or 0.0
@@ -130,7 +144,7 @@ class _Record:
 
 
 class WatchedRun:
-    """A run folder whose record is read as it grows."""
+    """A run folder whose `metrics.jsonl` is read while it grows."""
 
     def __init__(self, folder: Path):
         self._run = RunFolder(folder)
@@ -138,7 +152,7 @@ class WatchedRun:
         self._recipe: Config | None = None
 
     def progress(self) -> Progress:
-        """What is known of the run now."""
+        """Read what was added to the run folder, and return the present state of the run."""
         run, place = self._run, (self._run.path.resolve().name, str(self._run.path))
         try:
             self._recipe = self._recipe or run.config()
@@ -169,7 +183,7 @@ class WatchedRun:
         )
 
     def _share(self) -> float:
-        """How much of the training is over, in [0, 1]."""
+        """Return the share of the training that is done, in [0, 1]; 0 if it is not known."""
         assert self._recipe is not None
         train, record = self._recipe.train, self._record
         if train.max_steps:
@@ -181,14 +195,17 @@ class WatchedRun:
         return min(1.0, share)
 
     def _seconds_left(self, share: float) -> float | None:
-        """The time that training, its evaluations and the closing one will take, by what they have taken so far."""
+        """Return the expected time of the remaining steps and evaluations, in seconds, from the time so far.
+
+        None means that it is not known yet or that the final evaluation is done.
+        """
         record = self._record
         if not share or record.result:
             return None
         return (record.trained + record.steering) * (1 - share) / share + record.closing
 
     def _read(self) -> None:
-        """Read what was added to the record since it was last read; a line that is not whole yet is left for later."""
+        """Read the lines that were added to the file since the last call. An incomplete last line is read later."""
         try:
             with self._run.metrics_file.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -203,12 +220,15 @@ class WatchedRun:
         for line in whole.splitlines():
             try:
                 self._record.add(json.loads(line, parse_constant=lambda _: None))
-            except ValueError:  # torn by a kill
+            except ValueError:  # an incomplete line, which a killed process has left
                 continue
 
 
 class Watch:
-    """The runs that a page shows: one run folder, or those in a folder, which may become more.
+    """The runs that a page shows: one run, or all runs in a folder, to which runs may be added.
+
+    Args:
+        path: a run folder, or a folder that contains run folders.
 
     Raises:
         RunError: there is no such folder.
@@ -225,20 +245,23 @@ class Watch:
 
     @property
     def is_single(self) -> bool:
-        """Whether one run was asked for."""
+        """Whether the path is a run folder."""
         return RunFolder(self.path).is_run
 
     def folder(self, name: str | None) -> Path | None:
-        """The folder of the run with a name, or of the only run; None where there is no such run."""
+        """Return the folder of the run `name`, or of the only run if `name` is None; None if there is no such run."""
         if self.is_single:
             return self.path if name in (None, self.path.resolve().name) else None
         return next((path for path in listing.find([self.path]) if path.name == name), None)
 
     def state(self, name: str | None = None) -> dict[str, object]:
-        """What a page polls for: `version`, which changes with anything that it shows, `title`, `runs`, and `body`.
+        """Return the JSON object for which a page polls.
 
-        `runs` are the figures of each run, and `body` is the markup that shows them; `report` is the path of the report
-        of the only run, once it is there. With the name of a run only that one is shown.
+        Its keys are `version`, which changes with the shown content; `title`; `runs`, the figures of each run; `body`,
+        the HTML that shows them; and `report`, the path of the report of a single run, or None if there is none yet.
+
+        Args:
+            name: the run to show; None for all runs.
         """
         folder = self.folder(name)
         if folder is not None:
@@ -247,7 +270,7 @@ class Watch:
             report = f"/report/{quote(progress.name)}" if progress.has_report else None
             return _state(f"{_short_state(progress)} · {progress.name}", [progress], body, report)
         folders = sorted(listing.find([self.path]), key=_written, reverse=True) if not self.is_single else []
-        runs = [self._progress(path) for path in sorted(folders[:MOST_RUNS])]  # each keeps its place and colour
+        runs = [self._progress(path) for path in sorted(folders[:MOST_RUNS])]  # sorted to keep places and colours
         body = render_part(
             "live_runs.html.j2",
             runs=runs,
@@ -260,7 +283,7 @@ class Watch:
         return _state(f"{number(len(folders), 'run')} · {self.path.resolve().name}", runs, body, None)
 
     def page(self, name: str | None = None) -> str:
-        """The page, which polls for its state."""
+        """Return the HTML page of the run `name`, or of all runs. The page polls for its state."""
         title = name or self.path.resolve().name
         return render("live.html.j2", "live.js.j2", title=title, single=self.folder(name) is not None)
 
@@ -269,7 +292,7 @@ class Watch:
 
 
 def span(seconds: float) -> str:
-    """Format a time as hours, minutes and seconds, such as 1:02:03 or 2:03."""
+    """Format a duration in seconds as hours, minutes and seconds, such as 1:02:03 or 2:03."""
     hours, minutes = divmod(int(seconds) // 60, 60)
     return f"{hours}:{minutes:02}:{int(seconds) % 60:02}" if hours else f"{minutes}:{int(seconds) % 60:02}"
 

@@ -1,8 +1,9 @@
-"""The server of the growing report: the page of `live` for a browser on this machine.
+"""The web server of the growing report, which serves the pages of the module `live` to a browser on this machine.
 
-It listens on 127.0.0.1 only, answers GET alone, and only where the browser was told `127.0.0.1` or `localhost`, so that
-a page of another site, whose name is pointed at this machine, reads nothing. Nothing is loaded from elsewhere. A report
-is a file that may come from anywhere: it is served with a policy that lets it run its own script in a sandbox.
+It listens on 127.0.0.1 only and answers only GET requests whose header Host is `127.0.0.1` or `localhost`. So a web
+site that lets its own name resolve to this machine (DNS rebinding) can read nothing. The pages load nothing from
+elsewhere. The report of a run is a file that may come from anyone, so its content security policy lets it run its
+script only in a sandbox.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The page itself allows its own script alone, which it names by its hash."""
+"""The content security policy of the growing report. The HTML of the page allows only its own script, by its hash."""
 _REPORT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'; sandbox allow-scripts allow-popups allow-downloads"
@@ -35,12 +36,12 @@ class LiveServer:
     """A server of the growing report of one run, or of the runs of a folder.
 
     Args:
-        path: a run folder, or a folder that holds them.
-        port: on which it listens; 0 for a free one.
+        path: a run folder, or a folder that contains run folders.
+        port: the port to listen on; 0 for any free port.
 
     Raises:
         RunError: there is no such folder.
-        ConfigError: the port is taken.
+        ConfigError: the server cannot listen on the port, for example because it is in use.
     """
 
     def __init__(self, path: Path, port: int = 0):
@@ -57,24 +58,24 @@ class LiveServer:
         return f"http://127.0.0.1:{self._server.server_port}/"
 
     def serve(self) -> None:
-        """Answer until `stop` is called from another thread, or KeyboardInterrupt is raised."""
+        """Answer requests until `stop` is called in another thread or KeyboardInterrupt is raised."""
         try:
             self._server.serve_forever(0.2)
         finally:
             self._server.server_close()
 
     def stop(self) -> None:
-        """Let `serve` return."""
+        """Make `serve` return. Call it in another thread."""
         self._server.shutdown()
 
 
 class _Server(ThreadingHTTPServer):
-    """Answers each connection in a thread."""
+    """A server that answers each connection in its own thread."""
 
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Log an error; a browser that has closed its page, or does not read any more, is none."""
+        """Log an error, unless the browser has closed the connection or has stopped reading."""
         error = sys.exception()
         if isinstance(error, Exception) and not isinstance(error, ConnectionError | TimeoutError):
             log.error("this is a bug in spantune: %s; the traceback is in %s", first_line(error), log_crash(error))
@@ -82,7 +83,14 @@ class _Server(ThreadingHTTPServer):
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a request is answered with: the status, the type of the content, the content, and its policy."""
+    """The answer to a request.
+
+    Args:
+        status: the HTTP status.
+        kind: the media type, such as `text/html`.
+        text: the content.
+        policy: the content security policy.
+    """
 
     status: int
     kind: str
@@ -96,12 +104,12 @@ _BUG = _Answer(500, "text/plain", "This is a bug in spantune; see the terminal.\
 
 
 def _asked(query: str) -> str | None:
-    """The run that a query names."""
+    """Return the name of the run in the query of an address, as in `run=demo`; None if there is none."""
     return parse_qs(query).get("run", [""])[0] or None
 
 
 def _split(address: str) -> SplitResult | None:
-    """The parts of an address; None where it is none."""
+    """Return the parts of an address; None if it is not valid."""
     try:
         return urlsplit(address)
     except ValueError:
@@ -109,7 +117,7 @@ def _split(address: str) -> SplitResult | None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers a request."""
+    """The handler of the requests of one connection. Only one thread at a time reads the run folders."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "spantune", ""
@@ -118,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
     reading: threading.Lock
 
     def do_GET(self) -> None:
-        """Answer with the page, its state or a report; while one is read, others wait, but not for it to be sent."""
+        """Answer with a page, its state or a report. Answers are made one after another, and sent in parallel."""
         host = _split(f"//{self.headers.get('Host', '')}")
         if host is None or host.hostname not in ("127.0.0.1", "localhost"):
             self._send(_REFUSED)
@@ -128,13 +136,13 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = self._answer()
         except (SpantuneError, OSError) as error:
             answer = _Answer(503, "text/plain", f"{error}\n")
-        except Exception as error:  # a bug: the page says that there is no answer, and the server goes on
+        except Exception as error:  # a bug of spantune: the answer says so, and the server goes on
             log.error("this is a bug in spantune: %s; the traceback is in %s", first_line(error), log_crash(error))
             answer = _BUG
         self._send(answer)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Print nothing: requests are of no interest to whoever trains."""
+        """Do nothing, so that requests are not logged."""
 
     def _answer(self) -> _Answer:
         address = _split(self.path)

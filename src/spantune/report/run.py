@@ -1,11 +1,11 @@
-"""The report of a run, made from its folder alone: at the end of training, and again by `spantune report`.
+"""The report of a run, made from its folder at the end of training and again by `spantune report`.
 
     report_run(Path("runs/demo"))
 
-It reads what the run recorded (recipe, task, environment, `metrics.jsonl`, predictions, calibration) and the documents
-of the recipe; no model is loaded, so that it takes seconds and no GPU. What the report lacks because a file is missing
-is written into its notes. A run without its final evaluation has no report: `report.html` is the sign of a finished
-run.
+It is made from the files of the run (recipe, task, environment, `metrics.jsonl`, predictions, calibration) and the
+documents of the recipe. No model is loaded, so it takes only seconds and needs no GPU. If a file is missing, the notes
+of the report say what the report lacks. A run without its final evaluation gets no report, since `report.html` marks a
+finished run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ from spantune.runs import RunFolder, evaluated
 
 @dataclass(frozen=True)
 class _Run:
-    """The content of the folder of a finished run; `closing` is the record of its final evaluation."""
+    """The content of the folder of a finished run.
+
+    Args:
+        folder: the run folder.
+        recipe: the resolved recipe.
+        task: the task.
+        splits: the documents of the recipe.
+        records: the records of `metrics.jsonl`.
+        closing: the record of the final evaluation.
+    """
 
     folder: RunFolder
     recipe: Config
@@ -40,7 +49,7 @@ class _Run:
 
     @property
     def writes(self) -> bool:
-        """Whether the run writes answers, which may be wanting."""
+        """Whether the model writes answers, which may have problems; False if the run reads spans."""
         return not self.task.reads
 
     @property
@@ -49,7 +58,7 @@ class _Run:
         return [record for record in self.records if record.get("split") == "dev" and record.get("f1") is not None]
 
     def predictions(self, split: str, step: int) -> list[Extraction]:
-        """Read the predictions of the run at a step.
+        """Read the predictions of the run on a split after a step.
 
         Raises:
             DataError: the file is missing or damaged.
@@ -57,7 +66,7 @@ class _Run:
         return read_extractions(self.folder.predictions(split, step))
 
     def scores(self, predicted: Sequence[Document]) -> Scores:
-        """Score predicted test documents."""
+        """Return the scores of predictions for the test documents."""
         return score(self.splits.test, predicted, self.task.codes, train=self.splits.train)
 
 
@@ -65,13 +74,15 @@ def report_run(folder: str | Path, splits: Splits | None = None, after: Scores |
     """Write `scores.json`, `report.md` and, last, `report.html` into the folder of a run.
 
     Args:
-        folder: the folder of the run.
-        splits: the documents of its recipe; read again without them.
-        after: the scores of its final predictions, with the training documents; computed again without them.
+        folder: the run folder.
+        splits: the documents of its recipe; if None, they are read.
+        after: the scores of its final predictions, with slices by training surfaces; if None, they are computed.
 
     Raises:
-        RunError: the folder is not a run, is damaged, or lacks the final evaluation.
-        DataError: the run's predictions or the documents of its recipe cannot be read or do not pair.
+        ConfigError: `folder` is not a path.
+        RunError: the folder is not a run folder, is damaged, or lacks the final evaluation.
+        DataError: the predictions of the run or the documents of its recipe cannot be read or do not pair, or the files
+            cannot be written.
     """
     folder = Path(expect(folder, (str, Path), "report_run", "the path of a run folder"))
     run = _read(RunFolder(folder), splits)
@@ -123,10 +134,11 @@ def _read(folder: RunFolder, splits: Splits | None) -> _Run:
 
 
 def describe_run(folder: str | Path) -> dict[str, str]:
-    """Return what a report says first of a run: its model, device and version, by name.
+    """Return facts about a run for the top of a report, by name: model and adapter, answer format, device, version.
 
     Raises:
-        RunError: the folder is not a run, or is damaged.
+        ConfigError: `folder` is not a path.
+        RunError: the folder is not a run folder, or is damaged.
     """
     run = RunFolder(Path(expect(folder, (str, Path), "describe_run", "the path of a run folder")))
     recipe, environment = run.config(), run.environment()
@@ -138,7 +150,7 @@ def describe_run(folder: str | Path) -> dict[str, str]:
 
 
 def listed(thresholds: Mapping[str, float]) -> str:
-    """Return thresholds, by the name of their label, in words; as one number where all are equal."""
+    """Return thresholds in words, as one number if all are equal. `thresholds` maps the name of a label to a score."""
     values = {f"{value:.2f}" for value in thresholds.values()}
     if len(values) == 1:
         return f"{values.pop()} for all labels"
@@ -146,7 +158,7 @@ def listed(thresholds: Mapping[str, float]) -> str:
 
 
 def _answer(task: TaskSpec, recipe: Config) -> str:
-    """How a run answers, in words."""
+    """Describe how the model of a run answers: the answer format, or how spans are read."""
     if not task.reads:
         return task.answer
     longest = "" if recipe.spans.longest is None else f", of at most {recipe.spans.longest} characters"
@@ -154,7 +166,7 @@ def _answer(task: TaskSpec, recipe: Config) -> str:
 
 
 def _head(run: _Run) -> dict[str, str]:
-    """Return what the report says first: model, documents and how they were split, time, device and version."""
+    """Return the facts at the top of the report, by name: model, documents of each split, date, time and device."""
     data, splits = run.recipe.data, run.splits
     dev = data.dev or f"the first {100 * data.holdout:.3g} % of the training file"
     described = describe_run(run.folder.path)
@@ -186,7 +198,7 @@ def _duration(seconds: float) -> str:
 
 
 def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
-    """Return key figures as text."""
+    """Return the key figures of a run as text, by name."""
     facts: dict[str, str] = {}
     if run.recipe.train.from_ is not None:
         facts["warm start from"] = run.recipe.train.from_
@@ -206,7 +218,8 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
     if thresholds:
         facts["thresholds chosen on dev"] = listed(thresholds)
     stored = Calibration.load(run.folder.path)
-    # the predictions of a run that reads lack what its own thresholds left out, and the stored ones may keep
+    # not for a run that reads spans: its predictions lack the spans below its own thresholds, although the stored
+    # calibration might keep some of them
     if stored and run.writes and (stored.threshold is not None or stored.label_thresholds):
         micro = run.scores([stored.apply(document)[0] for document in _documents(predicted)]).micro
         bounds = interval(micro.f1_low, micro.f1_high) or TOO_FEW
@@ -215,7 +228,10 @@ def _facts(run: _Run, predicted: Sequence[Extraction]) -> dict[str, str]:
 
 
 def _calibration(run: _Run) -> tuple[CalibrationView | None, list[str]]:
-    """Return the stored calibration, or one fitted to the best evaluation; without one, a note that says why."""
+    """Return the calibration to show, and notes that say why there is none.
+
+    It is the calibration that the run stores, or else one that is fitted to the predictions of the best evaluation.
+    """
     stored = Calibration.load(run.folder.path)
     if stored:
         view = _view(stored, stored=True)
@@ -227,7 +243,7 @@ def _calibration(run: _Run) -> tuple[CalibrationView | None, list[str]]:
         predicted = _documents(run.predictions("dev", step))
         predicted_ids = {document.id for document in predicted}
         gold = [document for document in run.splits.dev if document.id in predicted_ids]
-        # what a run that reads has left out by its own thresholds is not among its predictions
+        # the predictions of a run that reads spans lack the spans below its own thresholds
         over = "" if run.writes else ", of which spans under the thresholds of the run are left out"
         data, own = f"the {len(gold)} dev documents of step {step}{over}", run.folder.head_thresholds()
         fitted = calibrate(gold, predicted, data=data, own_thresholds=own)
@@ -237,7 +253,7 @@ def _calibration(run: _Run) -> tuple[CalibrationView | None, list[str]]:
 
 
 def _best(run: _Run) -> Mapping[str, Any]:
-    """Return the evaluation with the best F1, of equal ones the last: its adapter is the one of the run."""
+    """Return the record of the evaluation with the best F1, the last of equal ones. It chose the adapter of the run."""
     return max(run.dev, key=lambda record: (record["f1"], record["step"]))
 
 

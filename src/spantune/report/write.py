@@ -1,9 +1,8 @@
-"""The report of a run: one self-contained HTML page, and the same figures as Markdown and as JSON.
+"""Writing a report: one self-contained HTML page, and the same figures as Markdown and as JSON.
 
-`report.html` has scores with intervals, curves, the confusion matrix, calibration, and all documents with their errors
-and filters; `report.md` and `scores.json` have the figures. All data and answers are escaped, and the page loads
-nothing from anywhere, which its content security policy enforces. No score is computed here. Without JavaScript the
-page shows the figures, but no documents.
+`report.html` has the scores with intervals, the curves, the confusion matrix, the calibration, and all documents with
+their errors and filters. `report.md` and `scores.json` have the figures. All data and answers are escaped. The content
+security policy of the page forbids loading anything. Without JavaScript the page shows the figures, but no documents.
 """
 
 from __future__ import annotations
@@ -21,7 +20,13 @@ from spantune.report.html import embed, interval, render
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write `scores.json`, `report.md` and, last, `report.html` into `folder`; credentials in settings are masked.
+    """Write `scores.json`, `report.md` and, last, `report.html` into `folder`.
+
+    Credentials in the title, the recipe, the environment and other facts are masked.
+
+    Args:
+        folder: an existing folder.
+        report: the content of the report.
 
     Raises:
         DataError: the gold and predicted documents do not pair, or the files cannot be written.
@@ -76,10 +81,15 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, str], page: str) -> None:
-    """Write `files`, by name, and last the page as `report.html`; writes no file where a text cannot be encoded.
+    """Write files into a folder, and last the page as `report.html`.
+
+    Args:
+        folder: an existing folder.
+        files: file name to text.
+        page: the HTML page. If it cannot be encoded, no file is written.
 
     Raises:
-        DataError: a file cannot be written.
+        DataError: a text cannot be encoded, or a file cannot be written.
     """
     with replacing(folder / "report.html") as file:
         file.write(page)

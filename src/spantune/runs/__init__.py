@@ -1,4 +1,7 @@
-"""The run folder: claimed, recorded, checkpointed, listed, and mirrored on dashboards; names are imported lazily."""
+"""Run folders: claim, record, checkpoint, list and compare runs, and mirror them on dashboards.
+
+The names are imported on their first use.
+"""
 
 from __future__ import annotations
 

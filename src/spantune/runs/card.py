@@ -1,6 +1,6 @@
-"""The model card of an adapter: what it was trained on and for, how well it does, and how it is loaded.
+"""The model card (`README.md`) of an adapter: its base model, its labels, its F1, and how to load it.
 
-It stands for PEFT's own card, a form to be filled in, and names nothing of the machine that the adapter was trained on.
+It replaces the card of PEFT, which is a form to be filled in. It names nothing of the machine of the training.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from spantune.core import Label, TaskSpec
 
 CARD = "README.md"
 FULL = "full.json"
-"""The file that is in the folder of a full fine-tuning only."""
+"""The file that marks the folder of a full fine-tuning; an adapter folder does not have it."""
 
 _TEXT = """\
 # A named-entity extractor ({kind})
@@ -62,15 +62,15 @@ _WITH_TRANSFORMERS = """\
 
 
 def write_card(adapter: Path, task: TaskSpec, base: str) -> None:
-    """Write `README.md` into an adapter folder, with the figures of its `evaluation.json` where there is one.
+    """Write `README.md` into an adapter folder, with the F1 of its `evaluation.json` if it has this file.
 
     Args:
-        adapter: the folder.
-        task: what the adapter was trained for.
-        base: the public name of the base model; "" where it has none.
+        adapter: the adapter folder.
+        task: the task that the adapter was trained for.
+        base: the public name of the base model; "" if it has none.
 
     Raises:
-        OSError: the disk refuses it.
+        OSError: the file cannot be written.
     """
     full, reads = (adapter / FULL).is_file(), task.reads
     about: dict[str, object] = {
@@ -100,7 +100,7 @@ def write_card(adapter: Path, task: TaskSpec, base: str) -> None:
 
 
 def label_lines(task: TaskSpec) -> str:
-    """Return the labels of a task with their names, as a list in Markdown."""
+    """Return a Markdown list of the labels of a task, with their names."""
     return "\n".join(map(_line, task.labels))
 
 
@@ -110,7 +110,7 @@ def _line(label: Label) -> str:
 
 
 def dev_figures(evaluation: Path) -> str:
-    """Return in a sentence what the evaluation during training said, which stands in the file `evaluation`."""
+    """Describe in one sentence the dev F1 that the file `evaluation` holds, or say that none was recorded."""
     try:
         values = json.loads(evaluation.read_text(encoding="utf-8"))
         interval = f" (95 % interval {values['f1_low']:.4f} to {values['f1_high']:.4f})" if "f1_low" in values else ""

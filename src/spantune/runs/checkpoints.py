@@ -1,10 +1,12 @@
-"""Checkpoints that are complete or absent, sealed by a manifest of hashes, and the adapter of the best evaluation.
+"""Atomic checkpoints, each with a manifest of hashes, and the adapter of the best evaluation.
 
-A checkpoint is filled under a hidden name. The manifest, with the size and SHA-256 of every file, is written last;
-everything is synced to the disk before the folder gets its name. When a run is resumed, every hash is compared, and a
-torn checkpoint is skipped for the one before it. A checkpoint that cannot be written, as on a full disk, does not end
-the run: a warning is logged, no earlier one is touched, and it is tried again after 1, 2, 4, … steps. The cost is that
-everything written is read once more.
+A checkpoint is written under a hidden name. Its manifest, with the size and SHA-256 of every file, is written last, and
+everything is synced to the disk before the folder gets its final name. When a run is resumed, all hashes are compared,
+and a damaged checkpoint is skipped in favour of the one before it. The cost is that every file is read again for its
+hash.
+
+If a checkpoint cannot be written, for example on a full disk, the run goes on: a warning is logged, earlier checkpoints
+stay, and writing is tried again after 1, 2, 4, … steps.
 """
 
 from __future__ import annotations
@@ -26,17 +28,24 @@ from spantune.runs.manifest import MANIFEST, first_difference, seal, trained_fil
 
 PART = ".part"
 REMOVED = ".gone"
-LONGEST_WAIT = 64  # steps between two attempts
+LONGEST_WAIT = 64  # the maximum number of steps between two attempts to write a checkpoint
 GIB = 2**30
 
 log = logging.getLogger(__name__)
 
 WRITING_FAILED = (OSError, RuntimeError, SafetensorError)
-"""What writers raise when the disk is full or read-only: Python, torch and safetensors."""
+"""The errors that Python, torch and safetensors raise when they write to a disk that is full or read-only."""
 
 
 class Checkpoints:
-    """The checkpoints of a run in `folder`: the newest `keep` are kept, and that of the step `best`."""
+    """The checkpoints of a run. Old ones are removed, except the newest ones and that of the best evaluation.
+
+    Set the attribute `best` to the step of the best evaluation, so that its checkpoint is kept.
+
+    Args:
+        folder: the folder of the checkpoints.
+        keep: how many of the newest checkpoints are kept.
+    """
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep = folder, keep
@@ -45,7 +54,15 @@ class Checkpoints:
         self._next_attempt = 0
 
     def write(self, step: int, fill: Callable[[Path], None]) -> bool:
-        """Write `checkpoint-<step>`, which `fill` fills, and prune; False where the disk refuses it."""
+        """Write the checkpoint `checkpoint-<step>`, and remove old ones.
+
+        Args:
+            step: the number of steps that are done.
+            fill: writes the files of the checkpoint into the folder that it is given.
+
+        Returns:
+            whether the checkpoint was written. If not, a warning was logged.
+        """
         part = self.folder / PART
         try:
             shutil.rmtree(part, ignore_errors=True)
@@ -53,7 +70,7 @@ class Checkpoints:
             new.mkdir(parents=True)
             fill(new)
             seal(new, step=step)
-            if final.exists():  # of an earlier attempt that was given up
+            if final.exists():  # from an earlier attempt at this step, which failed after the rename
                 self._remove(final)
             new.rename(final)
             fsync_path(self.folder)
@@ -69,11 +86,11 @@ class Checkpoints:
         return True
 
     def is_owed(self, step: int) -> bool:
-        """Whether a checkpoint that could not be written is to be tried again after `step`."""
+        """Whether the last checkpoint could not be written and the next attempt is due after `step`."""
         return self._failures > 0 and step >= self._next_attempt
 
     def newest(self) -> Path | None:
-        """The newest checkpoint whose every file is as it was written; torn ones are skipped with a warning."""
+        """Return the newest undamaged checkpoint; None if there is none. Damaged ones are skipped with a warning."""
         for path in reversed(self._all()):
             problem = torn(path)
             if problem is None:
@@ -82,12 +99,12 @@ class Checkpoints:
         return None
 
     def at(self, step: int) -> Path | None:
-        """The checkpoint of a step, where there is one that is whole."""
+        """Return the checkpoint of `step`; None if there is none or it is damaged."""
         path = self.folder / f"checkpoint-{step}"
         return path if path.is_dir() and torn(path) is None else None
 
     def discard_after(self, step: int) -> None:
-        """Remove what a run that goes on after `step` will write again, torn checkpoints and leftovers included."""
+        """Remove the checkpoints after `step`, which a run resumed at `step` writes again, and unfinished folders."""
         for name in (PART, REMOVED):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for path in self._all():
@@ -105,7 +122,7 @@ class Checkpoints:
                     self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        """Rename the folder first, so that a half-removed one is no checkpoint."""
+        """Remove a checkpoint. It is renamed first, so that a folder that is only partly removed is no checkpoint."""
         removed = self.folder / REMOVED
         shutil.rmtree(removed, ignore_errors=True)
         path.rename(removed)
@@ -128,12 +145,12 @@ class Checkpoints:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which `checkpoint` was saved."""
+    """Return the step after which `checkpoint` was saved, from the name of its folder."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def torn(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, compared with its manifest; None where it is whole."""
+    """Return how a checkpoint differs from its manifest, in words; None if it is undamaged."""
     return first_difference(checkpoint, step=step_of(checkpoint))
 
 
@@ -146,15 +163,18 @@ _FIGURES = ("f1", "f1_low", "f1_high")
 
 
 class BestAdapter:
-    """`adapter/` of a run folder: the adapter of the best evaluation so far.
+    """The folder `adapter/` of a run, with the adapter of the best evaluation so far.
+
+    The attributes `step` and `f1` are those of the best evaluation; `step` is None before the first one.
 
     Args:
         folder: the run folder.
         model: the model that is trained.
-        complete: writes what else belongs into the folder that it is given: tokenizer, task and model card.
-        save: writes what is trained of a model into a folder, with the third argument those weights instead of its own
-            (`models.save_trained`).
-        copy: returns copies of what is trained of a model, the third argument of `save` (`models.copy_trained`).
+        complete: writes the other files of an adapter folder into the folder that it is given: tokenizer, task and
+            model card.
+        save: writes the trained weights of a model into a folder (`models.save_trained`). If its third argument is not
+            None, these weights are written instead of the present ones.
+        copy: returns copies of the trained weights of a model, as the third argument of `save` (`models.copy_trained`).
     """
 
     def __init__(
@@ -169,10 +189,20 @@ class BestAdapter:
         self.save, self.copy = save, copy
         self.step: int | None = None
         self.f1 = -math.inf
-        self._unsaved: tuple[Mapping[str, Any], dict[str, object]] | None = None  # weights and evaluation
+        self._unsaved: tuple[Mapping[str, Any], dict[str, object]] | None = None  # (weights, evaluation.json)
 
     def offer(self, step: int, values: Mapping[str, float]) -> bool:
-        """Keep the model's adapter if `values`, its evaluation, are the best so far (the later of equals)."""
+        """Keep the present adapter of the model if its evaluation is the best so far, or as good as the best.
+
+        If the adapter cannot be written, its weights are kept in memory and a warning is logged.
+
+        Args:
+            step: the step of the evaluation.
+            values: the figures of the evaluation: `f1` and, if known, `f1_low` and `f1_high`, in [0, 1].
+
+        Returns:
+            whether the adapter is the best one now.
+        """
         if values["f1"] < self.f1:
             return False
         self.step, self.f1 = step, values["f1"]
@@ -188,7 +218,7 @@ class BestAdapter:
         return True
 
     def retry(self) -> None:
-        """Write what could not be written before, if there is room now."""
+        """Try again to write the best adapter, if it could not be written before."""
         if self._unsaved is None:
             return
         weights, evaluation = self._unsaved
@@ -200,10 +230,10 @@ class BestAdapter:
         log.warning("the best adapter, of step %d, could be written now", evaluation["step"])
 
     def require(self) -> Path:
-        """The folder of the best adapter.
+        """Return the folder of the best adapter, after a last attempt to write it if it is only in memory.
 
         Raises:
-            RunError: it cannot be written still.
+            RunError: the adapter still cannot be written.
         """
         self.retry()
         if self._unsaved is not None:
@@ -214,9 +244,17 @@ class BestAdapter:
         return self.run.adapter
 
     def settle(self, records: Sequence[MetricsRecord], checkpoints: Checkpoints) -> None:
-        """Restore the adapter of the best of `records`, the evaluations that a resumed run goes on from."""
+        """Set `adapter/` to the best evaluation of a resumed run whose adapter still exists.
+
+        The adapter is the one in `adapter/` or is copied from the checkpoint of the evaluation. If no adapter exists,
+        `adapter/` is removed.
+
+        Args:
+            records: the evaluations before the step at which the run is resumed.
+            checkpoints: the checkpoints of the run.
+        """
         final, old = self.run.adapter, self.run.adapter.with_suffix(".old")
-        if old.exists() and not final.exists():  # killed between two renames
+        if old.exists() and not final.exists():  # the process was killed between the two renames of `_swap`
             old.rename(final)
         for record in sorted(records, key=lambda record: (record["f1"], record["step"]), reverse=True):
             source = None if record["step"] == self._saved_step() else checkpoints.at(record["step"])
@@ -230,7 +268,7 @@ class BestAdapter:
         shutil.rmtree(final, ignore_errors=True)
 
     def _saved_step(self) -> int | None:
-        """The step of the adapter in the folder; None where there is none, or it was changed since it was written."""
+        """Return the step of the adapter in `adapter/`; None if there is none, or if its files were changed."""
         if (self.run.adapter / MANIFEST).exists() and (problem := first_difference(self.run.adapter)):
             log.warning("%s was changed after it was written: %s", self.run.adapter, problem)
             return None
@@ -248,7 +286,12 @@ class BestAdapter:
         self._swap(fill, _evaluation(record["step"], record))
 
     def _swap(self, fill: Callable[[Path], None], evaluation: Mapping[str, object]) -> None:
-        """Write the adapter beside its place, sync it, and swap it in."""
+        """Replace `adapter/` by a new folder, which is filled and synced under a temporary name beside it.
+
+        Args:
+            fill: writes the trained weights into the new folder.
+            evaluation: the content of its `evaluation.json`.
+        """
         final = self.run.adapter
         new, old = final.with_suffix(".tmp"), final.with_suffix(".old")
         shutil.rmtree(new, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The claim of one process on a run folder, by a lock file that says how its last process ended."""
+"""Exclusive use of a run folder by one process, with a lock file that tells whether its last process was killed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from spantune.core import Config, Locked, RunError, TaskSpec, file_lock, masked_
 from spantune.runs.folder import RunFolder
 from spantune.runs.manifest import seal, trained_files
 
-PATIENCE = 1.0  # seconds: a process that looks whether a run is running holds its lock for a moment
+PATIENCE = 1.0  # seconds; a process that checks whether a run is running holds the lock for a moment
 
 
 class Claim:
-    """A run folder that only this process works on, until the block ends.
+    """A context manager inside which only this process works on a run folder.
 
-    A new folder has a hidden name, `.<name>.part`, until `create` gives it its own name with all that belongs into it;
-    one that is never created leaves nothing behind.
+    A new run folder has the hidden name `.<name>.part` until `create` has written its files and gives it its own name.
+    If `create` is not called, nothing is left behind.
+
+    Args:
+        folder: the run folder.
+        resume: True for an existing run, False for a new one.
 
     Raises:
-        RunError: the folder exists, another process works on it, or it cannot be written.
+        RunError: on entering: a new folder exists already, a resumed run is finished, another process works on the
+            folder, or it cannot be written.
     """
 
     def __init__(self, folder: Path, *, resume: bool = False):
@@ -35,7 +40,7 @@ class Claim:
         if self._part is None:
             self._acquire(self.folder)
             run = RunFolder(self.folder)
-            if run.is_finished:  # since it was last looked at
+            if run.is_finished:  # another process has finished it after the caller checked
                 self._release()
                 raise RunError(f"{run.path} is finished; its report is {run.report_html}")
             return self
@@ -52,19 +57,23 @@ class Claim:
             self._acquire(self._part)
         except RunError as error:
             raise exists if self.folder.exists() else error from None
-        if self.folder.exists():  # another process was faster
+        if self.folder.exists():  # another process has created it meanwhile
             self.__exit__()
             raise exists
         return self
 
     def create(self, recipe: Config, task: TaskSpec, environment: Mapping[str, str], start: Path | None = None) -> Path:
-        """Write recipe, task and environment, credentials masked, and give the folder its name.
+        """Write the first files of a new run, with credentials masked, give its folder its name, and return it.
 
         Args:
             recipe: the resolved recipe.
-            task: what is extracted.
-            environment: versions, device, hashes.
-            start: the adapter folder that the run begins with, of which it keeps a copy.
+            task: the task of the run.
+            environment: the versions of packages, the device and hashes, by name.
+            start: the adapter folder of a warm start, which is copied into the run; None without a warm start.
+
+        Raises:
+            RunError: the folder cannot be renamed to its own name.
+            OSError: a file cannot be written.
         """
         assert self._part is not None
         if start is not None:
@@ -90,11 +99,15 @@ class Claim:
         if self._part is not None:
             shutil.rmtree(self._part, ignore_errors=True)
             for path in self._new_folders[1:]:
-                with suppress(OSError):  # not empty: others have begun to use it
+                with suppress(OSError):  # the folder is not empty, since another process uses it
                     path.rmdir()
 
     def _acquire(self, folder: Path) -> None:
-        """Lock the run that is in `folder` now, and write the number of this process into the lock file."""
+        """Lock the run whose files are in `folder`, and write the id of this process into the lock file.
+
+        Raises:
+            RunError: another process works on the run, or the folder cannot be written.
+        """
         path = RunFolder(folder).lock_file
         try:
             self._lock.enter_context(file_lock(path, PATIENCE))
@@ -110,14 +123,14 @@ class Claim:
             ) from None
 
     def _release(self) -> None:
-        """Empty the lock file, which says that this process ended in order, and unlock the run."""
+        """Empty the lock file, which tells that this process was not killed, and unlock the run."""
         with suppress(OSError):
             RunFolder(self._part or self.folder).lock_file.write_text("", encoding="utf-8")
         self._lock.close()
 
 
 def _holder(lock_file: Path) -> str:
-    """The process that holds a lock, in words."""
+    """Return the process that holds a lock, in words, such as `process 4711`."""
     try:
         number = lock_file.read_text(encoding="utf-8").strip()
     except OSError:

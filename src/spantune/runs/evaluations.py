@@ -1,7 +1,7 @@
-"""The predictions of `spantune evaluate` in a run folder: which file is of which input, recorded in `inputs.json`.
+"""The predictions of `spantune evaluate` in a run folder; `inputs.json` records the corpus of each file.
 
-Two inputs never share a file: where a file of that name is of another input, or of an unknown one, the name has a part
-of a hash. Only the predictions for the very same input, path and documents, are written over.
+The predictions for two corpora never share a file: if the name of the corpus file is already used for another corpus,
+a part of a hash is added to the name. Only predictions for the same path with the same documents are replaced.
 """
 
 from __future__ import annotations
@@ -16,12 +16,19 @@ from spantune.core import Document, RunError, hash_documents, masked, replace_te
 from spantune.runs.folder import RunFolder
 
 RECORD = "inputs.json"
-_LONGEST_STEM = 150  # bytes: systems take 255 for a name, of which endings and a hash need some
+_LONGEST_STEM = 150  # bytes; file systems allow 255 for a name, including the ending and a hash
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A file in `predictions/` (its name), and the input that it is of: path, SHA-256 and number of its documents."""
+    """A file of predictions and the corpus that they are for.
+
+    Args:
+        file: the name of the file in `predictions/`.
+        data: the path of the corpus, or `bundled:NAME`, with credentials masked.
+        sha256: the hash of its documents (`core.hash_documents`).
+        documents: the number of its documents.
+    """
 
     file: str
     data: str
@@ -30,10 +37,10 @@ class Evaluated:
 
 
 def evaluated(run: Path) -> list[Evaluated]:
-    """Return what a run was evaluated on by `spantune evaluate`, the newest last.
+    """Return the predictions of `spantune evaluate` in the run folder `run`, the newest last.
 
     Raises:
-        RunError: the record is damaged.
+        RunError: `inputs.json` is damaged.
     """
     path = RunFolder(run).predictions_folder / RECORD
     try:
@@ -45,17 +52,26 @@ def evaluated(run: Path) -> list[Evaluated]:
 
 
 def predictions_for(run: Path, documents: Sequence[Document]) -> Path | None:
-    """Return the file of a run's newest predictions of `spantune evaluate` for `documents`; None if there is none."""
+    """Return the newest file of predictions of `spantune evaluate` for `documents` in a run; None if there is none.
+
+    Raises:
+        RunError: `inputs.json` is damaged.
+    """
     digest = hash_documents(documents)
     files = [RunFolder(run).predictions_folder / entry.file for entry in evaluated(run) if entry.sha256 == digest]
     return next((file for file in reversed(files) if file.is_file()), None)
 
 
 def name_predictions(run: Path, data: str, documents: Sequence[Document]) -> Path:
-    """Choose and record the file for the predictions on `documents`, which were read from `data`.
+    """Choose a file for the predictions on a corpus, record it in `inputs.json`, and return its path.
+
+    Args:
+        run: the run folder.
+        data: the path of the corpus, or `bundled:NAME`.
+        documents: the documents of the corpus.
 
     Raises:
-        RunError: the record is damaged or cannot be written.
+        RunError: `inputs.json` is damaged or cannot be written.
     """
     folder = RunFolder(run).predictions_folder
     source = data if data.startswith("bundled:") else str(Path(data).resolve())
@@ -75,7 +91,10 @@ def name_predictions(run: Path, data: str, documents: Sequence[Document]) -> Pat
 
 
 def _free_name(folder: Path, data: str, digest: str) -> str:
-    """The name of the corpus, or with a part of the hash; never a name that the training itself uses."""
+    """Return an unused file name: that of the corpus, if necessary with a part of the hash `digest`.
+
+    It is never a name that training uses, such as `dev-100.jsonl`.
+    """
     stem = Path(data.replace(":", "-")).stem or Path(data).resolve().stem
     stem = stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
     split, _, step = stem.rpartition("-")

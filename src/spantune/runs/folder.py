@@ -1,8 +1,9 @@
-"""The run folder: where each part of a run is, and what it holds.
+"""The run folder: the paths of its files, and reading them.
 
 runs/<name>/  config.yaml  task.json  environment.json  metrics.jsonl  run.log  run.lock  calibration.json
-              adapter/ (best)  start/ (what a warm start began with)  checkpoints/  predictions/<split>-<step>.jsonl
-              trackers/  swanlab/ …  scores.json  report.md  report.html (written last)
+              adapter/ (the best)  start/ (the initial adapter of a warm start)  checkpoints/
+              predictions/<split>-<step>.jsonl  trackers/  swanlab/ …  scores.json  report.md
+              report.html (written last)
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ from spantune.core import config as sections
 from spantune.runs.manifest import MANIFEST, change_since
 
 HEAD = "head.safetensors"
-"""The file in the adapter of a run that reads spans."""
+"""The file of the span head in the adapter folder of a run that reads spans."""
 METRICS_FILE = "metrics.jsonl"
 REPORT = "report.html"
 MetricsRecord = dict[str, Any]
-"""A line of `metrics.jsonl`: `step`, `time`, `split`, and figures by name; one that was not finite is null."""
+"""A line of `metrics.jsonl`: `step`, `time`, `split`, and figures by name. A figure that was not finite is None."""
 State = Literal["finished", "running", "stopped", "killed"]
 
 log = logging.getLogger(__name__)
 
 
 class _Part:
-    """An attribute of RunFolder: the path of the file or folder with this name in the run folder."""
+    """A descriptor for an attribute of RunFolder: the path of the file or folder `name` in the run folder."""
 
     def __init__(self, name: str):
         self._name = name
@@ -62,7 +63,11 @@ class _Part:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder `path` of a run: the paths of its parts, and the parts that are read back. It need not exist."""
+    """The run folder `path`: the paths of its parts, and methods that read them. The folder need not exist.
+
+    Raises:
+        ConfigError: `path` is not a path.
+    """
 
     path: Path
 
@@ -90,21 +95,24 @@ class RunFolder:
 
     @property
     def parts(self) -> list[Path]:
-        """The files and folders of the run itself that are there; a report, and what else is in it, is made of them."""
+        """The existing files and folders that belong to the run itself.
+
+        Reports and other files that the user keeps in the run folder are not among them, except `report.html`.
+        """
         own = [self.config_file, self.task_file, self.environment_file, self.metrics_file, self.log_file]
         own += [self.lock_file, self.adapter, self.start, self.checkpoints, self.predictions_folder]
         own += [self.calibration_file, self.trackers, self.swanlab, self.tensorboard, self.mlflow, self.report_html]
         return [path for path in own if path.exists()]
 
     def predictions(self, split: str, step: int) -> Path:
-        """The file of the predictions on a split after a step."""
+        """Return the file of the predictions on `split` after `step`, such as `predictions/dev-100.jsonl`."""
         return self.predictions_folder / f"{split}-{step}.jsonl"
 
     def last_predictions(self, split: str) -> Path:
-        """The file of the newest predictions on a split.
+        """Return the file of the predictions on `split` after the last step for which there are some.
 
         Raises:
-            RunError: there is none.
+            RunError: there is no such file.
         """
         names = {path: path.stem.removeprefix(f"{split}-") for path in self.predictions_folder.glob("*.jsonl")}
         steps = {path: int(step) for path, step in names.items() if step.isdecimal() and step != path.stem}
@@ -115,7 +123,10 @@ class RunFolder:
         return max(steps, key=steps.__getitem__)
 
     def _similar(self) -> str:
-        """How a run folder is called that may be meant: one in this folder, or one beside it of a similar name."""
+        """Return the end of an error message that names a run folder which may be meant.
+
+        It is a run folder inside this folder, or one beside it with a similar name.
+        """
         inside = sorted(path.parent for path in self.path.glob("*/config.yaml"))
         beside = {path.parent.name: path.parent for path in self.path.parent.glob("*/config.yaml")}
         name = closest(self.path.name, beside)
@@ -124,10 +135,10 @@ class RunFolder:
         return f"such as runs/demo; did you mean {beside[name]}?" if name else "such as runs/demo"
 
     def config(self) -> Config:
-        """Read the resolved recipe.
+        """Read the resolved recipe, `config.yaml`.
 
         Raises:
-            RunError: the folder is no run, or its recipe is damaged.
+            RunError: the folder is not a run folder, or its recipe is damaged.
         """
         path = self.config_file
         try:
@@ -141,10 +152,11 @@ class RunFolder:
             raise RunError(f"{path} is damaged: {yaml_problem(error)}; restore it, or train again") from None
 
     def data(self) -> sections.Data:
-        """Return the section `data` of its recipe, with corpora that are found from any folder.
+        """Return the section `data` of the recipe, with paths that are valid from the present working folder.
 
-        A relative path of a recipe counts from the folder in which the run was trained. Where nothing is there from the
-        present one, that folder is told from the place of the run folder, which is relative in the recipe too.
+        A relative path in a recipe counts from the folder in which the run was trained. If it does not exist from the
+        present folder, the training folder is derived from the place of the run folder, whose path in the recipe is
+        relative too. Example: the run folder `/a/runs/demo` with the recipe's path `runs/demo` was trained in `/a`.
 
         Raises:
             RunError: as `config`.
@@ -157,7 +169,7 @@ class RunFolder:
         )
 
     def model(self) -> sections.Model:
-        """Return the section `model` of its recipe, with a folder that is found from any folder, as `data`.
+        """Return the section `model` of the recipe, with a source that is valid from the present folder, as in `data`.
 
         Raises:
             RunError: as `config`.
@@ -166,7 +178,7 @@ class RunFolder:
         return recipe.model.model_copy(update={"source": self._found(recipe)(recipe.model.source)})
 
     def _found(self, recipe: Config) -> Callable[[str], str]:
-        """Return the function that gives a path of the recipe as it is found from this folder."""
+        """Return a function that turns a path of the recipe into one that is valid from the present working folder."""
         parts, place = recipe.run_folder.parts, self.path.resolve()
         is_told = not recipe.run_folder.is_absolute() and ".." not in parts and len(parts) <= len(place.parents)
         origin = place.parents[len(parts) - 1] if is_told else place
@@ -178,13 +190,15 @@ class RunFolder:
         return found
 
     def resume_config(self, overrides: Sequence[str] = ()) -> Config:
-        """Read the recipe of a run to resume, with the name and place that its folder has now.
+        """Return the recipe with which the run is resumed. It has the present name and place of the run folder.
 
-        A saved recipe holds `***` for a credential: `overrides` give the whole value again, and nothing else.
+        Args:
+            overrides: texts of the form `section.key=value`. They are allowed only for values that held a credential,
+                which the saved recipe has as `***`, and give the whole value again.
 
         Raises:
-            RunError: the folder is no run, or is finished.
-            ConfigError: a value with a credential is missing, or an override is of another key.
+            RunError: the folder is not a run folder, or the run is finished.
+            ConfigError: a value with a credential is not given again, or an override is for another key.
         """
         if self.is_finished:
             raise RunError(f"{self.path} is finished; its report is {self.report_html}")
@@ -207,37 +221,40 @@ class RunFolder:
         return config.model_copy(update={"run": config.run.model_copy(update=place), **found})
 
     def task(self) -> TaskSpec:
-        """Read the task of the run.
+        """Read the task of the run, `task.json`.
 
         Raises:
-            RunError: it is missing or damaged.
+            RunError: the file is missing or damaged.
         """
         return TaskSpec.load(self.path)
 
     def head_thresholds(self) -> dict[str, float]:
-        """Return the score from which on a span is an entity, for each label; nothing where answers are written.
+        """Return label to threshold of the span head: the lowest score in [0, 1] with which a span is an entity.
+
+        The result is empty for a run that writes answers.
 
         Raises:
-            ModelError: the head of the run cannot be read.
+            ModelError: the file of the head cannot be read.
         """
         path = self.adapter / HEAD
         if not path.is_file():
             return {}
         with foreign(path, "the head cannot be read", "restore it"), path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))  # of the header of safetensors, which need not be installed
+            # the header of the safetensors format is read here, since the library need not be installed
+            (size,) = struct.unpack("<Q", file.read(8))
             begin, end = json.loads(file.read(size))["thresholds"]["data_offsets"]
             file.seek(begin, io.SEEK_CUR)
             logits = [logit for (logit,) in struct.iter_unpack("<f", file.read(end - begin))]
             return {label: 1 / (1 + math.exp(-logit)) for label, logit in zip(self.task().codes, logits, strict=True)}
 
     def adapter_task(self, *, accept_changes: bool = False) -> TaskSpec:
-        """Read the task that the adapter was trained for, once the adapter's files are those that the run wrote.
+        """Check the files of the adapter, and return the task that it was trained for.
 
         Args:
-            accept_changes: go on with files that were changed after training, with a warning.
+            accept_changes: only warn, instead of raising an error, if the files were changed after training.
 
         Raises:
-            RunError: there is no adapter yet, its files were changed, or the run's own task is another.
+            RunError: there is no adapter yet, its files were changed, or its labels are not those of the run's task.
         """
         if not self.adapter.is_dir():
             raise RunError(f"{self.path}: no adapter here yet; finish the run with spantune train --resume {self.path}")
@@ -253,7 +270,11 @@ class RunFolder:
         return task
 
     def _verify_adapter(self, accept_changes: bool) -> None:
-        """Compare the adapter's files with its manifest; an adapter of release 0.1 has none."""
+        """Compare the files of the adapter with its manifest. An adapter of release 0.1 has no manifest.
+
+        Raises:
+            RunError: the files were changed, and `accept_changes` is False.
+        """
         if not (self.adapter / MANIFEST).exists():
             log.warning("%s has no %s: whether it was changed after training is not known", self.adapter, MANIFEST)
             return
@@ -268,10 +289,10 @@ class RunFolder:
         log.warning("%s was changed after training, which is accepted: %s", self.adapter, change)
 
     def environment(self) -> dict[str, str]:
-        """Read what the run was started with: versions, device, hashes.
+        """Read `environment.json`: the versions, device and hashes with which the run was started, by name.
 
         Raises:
-            RunError: it cannot be read.
+            RunError: the file is missing or damaged.
         """
         path = self.environment_file
         try:
@@ -283,7 +304,13 @@ class RunFolder:
         return environment
 
     def metrics(self) -> list[MetricsRecord]:
-        """Read the records of `metrics.jsonl` without torn lines; the file is parsed again only when it has changed."""
+        """Read the records of `metrics.jsonl`; an empty list if there is no such file.
+
+        Incomplete lines are left out with a warning. The result is cached until the file changes.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         try:
             status = self.metrics_file.stat()
         except FileNotFoundError:
@@ -292,19 +319,19 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder holds a run."""
+        """Whether the folder is a run folder, which has a `config.yaml`."""
         return self.config_file.is_file()
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run is complete: its report is written last."""
+        """Whether the run is complete. Its `report.html` is written last, so it marks a finished run."""
         return self.report_html.is_file()
 
     def require_finished(self) -> Config:
-        """Return the recipe of a run that is complete.
+        """Check that the run is finished, and return its recipe.
 
         Raises:
-            RunError: the folder is no run, or training may still go on in it.
+            RunError: the folder is not a run folder, or the run is not finished.
         """
         recipe = self.config()
         if not self.is_finished:
@@ -315,10 +342,10 @@ class RunFolder:
         return recipe
 
     def require_writable(self) -> None:
-        """Check that results can be saved in the folder, before they are computed.
+        """Check that results can be saved in the run folder, before they are computed.
 
         Raises:
-            RunError: they cannot.
+            RunError: the folder or its `predictions/` cannot be written.
         """
         for place in (self.path, self.predictions_folder):
             if place.exists() and not os.access(place, os.W_OK | os.X_OK):
@@ -326,7 +353,7 @@ class RunFolder:
 
     @property
     def is_running(self) -> bool:
-        """Whether a process works on the run now."""
+        """Whether a process works on the run now, which holds a lock on `run.lock`."""
         if not self.lock_file.is_file():
             return False
         try:
@@ -334,12 +361,12 @@ class RunFolder:
                 return False
         except Locked:
             return True
-        except OSError:  # a read-only disk: nobody writes there
+        except OSError:  # the disk is read-only, so no process can work on the run
             return False
 
     @property
     def was_killed(self) -> bool:
-        """Whether the last process did not release the run: its number is still in the lock file."""
+        """Whether the id of a process is still in the lock file. If no process works on the run, it was killed."""
         try:
             return bool(self.lock_file.read_text(encoding="utf-8"))
         except OSError:
@@ -347,7 +374,7 @@ class RunFolder:
 
     @property
     def state(self) -> State:
-        """`finished`, `running`, `stopped` (its process ended in order) or `killed`."""
+        """The state of the run: `finished`, `running`, `killed`, or `stopped` if its process ended without a kill."""
         if self.is_finished:
             return "finished"
         if self.is_running:
@@ -357,7 +384,12 @@ class RunFolder:
 
 @functools.lru_cache(maxsize=8)
 def _parse_metrics(path: Path, version: tuple[int, int, int]) -> tuple[MetricsRecord, ...]:
-    """The records of a file; `version` is its inode, size and time of change, by which it is cached."""
+    """Return the records of a metrics file.
+
+    Args:
+        path: the file.
+        version: its inode, size and modification time, which are part of the key of the cache.
+    """
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -368,16 +400,16 @@ def _parse_metrics(path: Path, version: tuple[int, int, int]) -> tuple[MetricsRe
 
 
 def free_name(parent: Path, name: str) -> str:
-    """`name`, or the first of name-2, name-3, … that is free in `parent`."""
+    """Return `name`, or the first of `name-2`, `name-3`, … that does not exist in the folder `parent`."""
     candidates = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
     return next(candidate for candidate in candidates if not (parent / candidate).exists())
 
 
 def require_free(recipe: Config) -> Path:
-    """The folder that a new run will be written to.
+    """Check that the run folder of a new run can be created, and return it.
 
     Raises:
-        RunError: it exists, or there cannot be one.
+        RunError: it exists already, or it cannot be created there.
     """
     folder = recipe.run_folder
     if place := next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None):
@@ -393,10 +425,10 @@ def require_free(recipe: Config) -> Path:
 
 
 def read_metrics(folder: Path) -> list[MetricsRecord]:
-    """As `RunFolder.metrics`."""
+    """Read the records of `metrics.jsonl` of a run folder; see `RunFolder.metrics`."""
     return RunFolder(folder).metrics()
 
 
 def resume_recipe(folder: Path) -> Config:
-    """As `RunFolder.resume_config`."""
+    """Return the recipe with which a run is resumed; see `RunFolder.resume_config`."""
     return RunFolder(folder).resume_config()

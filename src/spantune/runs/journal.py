@@ -1,8 +1,8 @@
-"""Files of lines that are complete up to the last line, whatever ends the process or fills the disk.
+"""Files to which whole lines are appended, `metrics.jsonl` and `run.log`, so that a kill or a full disk loses none.
 
-They are `metrics.jsonl` and `run.log`. A line goes to the system at once and whole. A line that a full or read-only
-disk refuses stays in memory, which is reported once, and is written before the next line; only the end of the process
-can lose it. Lines are not synced to the disk one by one: they survive a killed process, not a lost machine.
+Each line is passed to the operating system at once. If a full or read-only disk refuses a line, the line stays in
+memory, a warning is logged once, and the line is written before the next one. Such a line is lost only if the process
+ends before. Lines are not synced to the disk, so they survive a killed process, but not a power failure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Appends lines to `path`; a torn last line that an earlier process left is ended first."""
+    """A file to which lines are appended. If an earlier process left an incomplete last line, it is ended first.
+
+    Args:
+        path: the file, which is created if it is absent.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -32,15 +39,15 @@ class Journal:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def append(self, line: str) -> None:
-        """Write `line` and its end, or hold it until the disk accepts it."""
+        """Write `line` and a line break, or keep it in memory until the disk accepts it."""
         self._pending += line.encode() + b"\n"
         self._write()
 
     def close(self) -> None:
-        """Try once more to write the pending lines, and close the file.
+        """Try once more to write the lines in memory, and close the file.
 
         Raises:
-            OSError: lines are lost, since the disk still refuses them.
+            OSError: the disk still refuses the lines, which are lost.
         """
         if self._descriptor < 0:
             return
@@ -56,7 +63,7 @@ class Journal:
             while self._pending:
                 self._pending = self._pending[os.write(self._descriptor, self._pending) :]
         except OSError as error:
-            is_first, self._failing = not self._failing, True  # before the warning, which may come here itself
+            is_first, self._failing = not self._failing, True  # set first, since the warning may be written here too
             if is_first:
                 log.warning("%s: %s; lines are kept in memory until there is room", self.path, error.strerror)
             return
@@ -74,25 +81,36 @@ def _is_torn(path: Path) -> bool:
 
 
 class JsonlTracker:
-    """`metrics.jsonl`: one object a line with `step` and `time` (Unix seconds)."""
+    """The writer of `metrics.jsonl`: each line is an object with `step`, `time` (Unix seconds), `split` and figures."""
 
     def __init__(self, folder: Path):
         self._journal = Journal(RunFolder(folder).metrics_file)
 
     def metrics(self, step: int, values: Mapping[str, float | None], split: str = "train") -> None:
-        """Append one line; a value that is not finite becomes null, since JSON has no NaN."""
+        """Append one line with the figures `values`. A value that is not finite becomes null, since JSON has no NaN."""
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
         self._journal.append(
             to_json({"step": step, "time": round(time.time(), 3), "split": split, **finite}, ascii_only=True)
         )
 
     def finish(self, state: str) -> None:
-        """Close the file."""
+        """Close the file; `state` is not used.
+
+        Raises:
+            OSError: the last lines could not be written and are lost.
+        """
         self._journal.close()
 
 
 def rewind(folder: Path, step: int) -> None:
-    """Drop what a run resumed at `step` records again: lines after it, the closing measurement, their predictions."""
+    """Remove the records that a run resumed at `step` writes again.
+
+    These are the lines of `metrics.jsonl` after `step`, the lines of the final evaluation, and the files of predictions
+    that belong to these lines.
+
+    Raises:
+        DataError: `metrics.jsonl` cannot be written.
+    """
 
     def is_repeated(record: MetricsRecord) -> bool:
         return bool(record["step"] > step or (record.get("split") == "test" and record["step"] > 0))
@@ -107,7 +125,10 @@ def rewind(folder: Path, step: int) -> None:
 
 @contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
-    """Send the log of spantune to `run.log` inside the block, and warnings to stderr too; then all is as before."""
+    """Inside the block, write the log of spantune to `run.log` of the run folder `folder`, and warnings to stderr too.
+
+    The traceback of a bug is written into the run folder as well, also after the block.
+    """
     logger = logging.getLogger("spantune")
     level = logger.level
     run_log = _RunLog(RunFolder(folder).log_file)
@@ -133,18 +154,18 @@ def _is_on_stderr(handler: logging.Handler) -> bool:
 
 
 class _RunLog(logging.Handler):
-    """`run.log`, which a full disk delays and does not break."""
+    """The log handler of `run.log`. On a full disk, lines are kept in memory until they can be written."""
 
     def __init__(self, path: Path):
         super().__init__()
         self._journal = Journal(path)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append the record's line."""
+        """Append the line of a record."""
         self._journal.append(self.format(record))
 
     def close(self) -> None:
-        """Close the file; lines that could not be written were shown on stderr too."""
+        """Close the file. Lines that could not be written are lost without an error."""
         with suppress(OSError):
             self._journal.close()
         super().close()

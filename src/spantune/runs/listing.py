@@ -1,8 +1,9 @@
-"""All runs side by side: their settings, how far they came and what they reached; filtered and sorted.
+"""A list of runs with their settings, state, steps, time and F1, which can be filtered and sorted.
 
-Everything is read from the run folders: nothing is stored elsewhere that could disagree with them. Time is summed over
-steps and evaluations, so that neither pauses between resumes nor a machine's clock that was set back count. A damaged
-folder is listed as damaged. Whether a difference in F1 is significant is not shown here: `spantune compare` does.
+Everything is read from the run folders; there is no other store that could disagree with them. The time of a run is the
+sum over its steps and evaluations. So pauses between resumes are not counted, and a system clock that was set back does
+no harm. A damaged folder is listed as damaged. The list does not say whether a difference in F1 is significant; use
+`spantune compare` for this.
 """
 
 from __future__ import annotations
@@ -37,11 +38,26 @@ _ORDERS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it is listed: the columns of COLUMNS, its `settings` by `section.key`, and what is wrong with it.
+    """A run of the list. A value that is not known is None.
 
-    `warm_start` is the run or adapter that training began with; `f1`, its 95 % interval and `f1_before` are shares of
-    1; `f1_on` is the split that F1 was measured on; `seconds` is the time of steps and evaluations; `started` is in ISO
-    format; `url` is its page in the cloud of a tracker.
+    Args:
+        name: the name of the run folder.
+        state: `finished`, `running`, `stopped`, `killed` or `damaged`.
+        folder: the path of the run folder.
+        model: the source of the base model.
+        data: the training files.
+        warm_start: the run or adapter folder with whose adapter training began.
+        f1: strict F1 in [0, 1] on the split `f1_on`: after training, or the best so far of an unfinished run.
+        f1_low: the lower bound of its 95 % interval.
+        f1_high: the upper bound of its 95 % interval.
+        f1_on: `test`, or `dev` if there is no test set or the run is not finished.
+        f1_before: F1 before training.
+        step: the number of optimizer steps so far.
+        seconds: the time of all steps and evaluations.
+        started: the time of the first record, in ISO format and UTC.
+        url: the page of the run in the cloud of a tracker.
+        settings: the values of the recipe by `section.key`.
+        problem: why the folder is damaged; "" if it is not.
     """
 
     name: str
@@ -63,24 +79,24 @@ class Run:
     problem: str = ""
 
     def get(self, key: str) -> object:
-        """The value of a column or setting; None where the run has none."""
+        """Return the value of a column or of a `section.key` of the recipe; None if the run has no such value."""
         return getattr(self, key) if key in COLUMNS else self.settings.get(key)
 
     @property
     def values(self) -> dict[str, object]:
-        """The columns by name."""
+        """The values of COLUMNS by name."""
         return {column: getattr(self, column) for column in COLUMNS}
 
     def as_dict(self) -> dict[str, object]:
-        """Columns and settings for JSON."""
+        """Return the columns and settings as a JSON object."""
         return {**self.values, **({"problem": self.problem} if self.problem else {}), "settings": dict(self.settings)}
 
 
 def find(folders: Iterable[Path]) -> list[Path]:
-    """The run folders among `folders` and directly inside them, each once.
+    """Return the run folders among `folders`, and those directly inside the other `folders`, each once.
 
     Raises:
-        RunError: a folder does not exist.
+        RunError: one of `folders` does not exist.
     """
     run_folders: dict[Path, None] = {}
     for folder in folders:
@@ -92,7 +108,7 @@ def find(folders: Iterable[Path]) -> list[Path]:
 
 
 def read(folder: Path) -> Run:
-    """What a run folder records of its run; a damaged one has the state `damaged` and a `problem`."""
+    """Read a run from its folder. A damaged folder gives a Run with the state `damaged` and a `problem`."""
     run = RunFolder(folder)
     try:
         recipe = run.config()
@@ -113,12 +129,14 @@ def read(folder: Path) -> Run:
 
 
 def matching(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
-    """The runs that meet every condition: `KEY=PATTERN` (with * and ?), `KEY!=PATTERN`, or `KEY<NUMBER` and its like.
+    """Return the runs that meet every condition.
 
-    A value matches too where it is written as in a recipe, such as `lora.dora=true` or `train.learning_rate=1e-4`.
+    A condition has the form `KEY=PATTERN`, `KEY!=PATTERN` (both with the wildcards * and ?), `KEY<NUMBER`,
+    `KEY<=NUMBER`, `KEY>NUMBER` or `KEY>=NUMBER`. KEY is a column or a `section.key`. Instead of a pattern, a value may
+    be written as in a recipe, such as `lora.dora=true` or `train.learning_rate=1e-4`.
 
     Raises:
-        ConfigError: a condition has no such form, or a key that no run has.
+        ConfigError: a condition has another form or a key that no run has, or compares a value that is not a number.
     """
     for condition in conditions:
         match = _CONDITION.fullmatch(condition.strip())
@@ -133,10 +151,14 @@ def matching(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
 
 
 def in_order(runs: Sequence[Run], key: str) -> list[Run]:
-    """The runs by a column or setting, largest first after a dash; those without a value come last.
+    """Return the runs sorted by a column or setting; runs without a value come last.
+
+    Args:
+        runs: the runs.
+        key: a column or `section.key`; with a dash before it, such as `-f1`, the largest value comes first.
 
     Raises:
-        ConfigError: no run has such a key.
+        ConfigError: no run has this key.
     """
     name = key.removeprefix("-")
     _require_key(runs, name)
@@ -146,7 +168,7 @@ def in_order(runs: Sequence[Run], key: str) -> list[Run]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings that are not the same in all runs, but for the run's own name and folder."""
+    """Return the settings, as `section.key`, whose values differ between runs, except run.name and run.folder."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     own_keys = ("run.name", "run.folder")
     return [key for key in keys if key not in own_keys and len({repr(run.settings.get(key)) for run in runs}) > 1]
@@ -161,7 +183,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _with_results(run: Run, records: Sequence[MetricsRecord]) -> Run:
-    """The run with F1, time and steps from the records of `metrics.jsonl`."""
+    """Return `run` with F1, time and steps filled from the records of `metrics.jsonl`."""
     if records:
         started = datetime.fromtimestamp(records[0]["time"], UTC).isoformat(timespec="seconds")
         run = replace(run, started=started)
@@ -179,7 +201,7 @@ def _with_results(run: Run, records: Sequence[MetricsRecord]) -> Run:
 
 
 def _seconds(records: Sequence[MetricsRecord]) -> float:
-    """The time of all steps and evaluations."""
+    """Return the time of all steps and evaluations, in seconds."""
     seconds, last_step = 0.0, 0
     for record in records:
         seconds += record.get("evaluation_seconds") or 0.0
@@ -217,19 +239,19 @@ def _meets(value: object, sign: str, expected: str) -> bool:
 
 
 def _equals(value: object, expected: str) -> bool:
-    """Whether a value is what a recipe would make of `expected`, or its text has the pattern."""
+    """Whether `value` matches the pattern `expected`, or equals the value that a recipe would read from `expected`."""
     shown = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if fnmatch.fnmatchcase(shown, expected):
         return True
     try:
         wanted = parse_value(expected)
-    except ConfigError:  # a pattern
+    except ConfigError:  # `expected` is not a value, but a pattern, which did not match
         return False
     if isinstance(value, bool):
         return wanted is value or str(wanted).lower() in (_TRUE if value else _FALSE)
     if value is None:
         return wanted is None
-    if isinstance(value, int | float):  # YAML takes 1e-4 for a word, a recipe for a number
+    if isinstance(value, int | float):  # YAML reads 1e-4 as a text, and a recipe as a number
         return not isinstance(wanted, bool) and _number(wanted) == value
     if isinstance(value, str):
         return value == (("on" if wanted else "off") if isinstance(wanted, bool) else wanted)
@@ -237,7 +259,7 @@ def _equals(value: object, expected: str) -> bool:
     return wanted in (value, codes) or [wanted] in (value, codes)
 
 
-_TRUE, _FALSE = ("yes", "on"), ("no", "off")  # as a recipe reads them where it expects a switch
+_TRUE, _FALSE = ("yes", "on"), ("no", "off")  # words that a recipe accepts for a boolean
 
 
 def _number(value: object) -> float | None:

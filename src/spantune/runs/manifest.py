@@ -1,7 +1,6 @@
-"""The manifest of a folder: size and SHA-256 of its files, written last, so that a later change is noticed.
+"""The manifest of a folder: the size and SHA-256 of its files, written last, so that a later change is noticed.
 
-Checkpoints have one, which is compared when a run is resumed, and so has the adapter, which is compared when the run is
-loaded.
+A checkpoint is compared with its manifest when the run is resumed, and an adapter when the run is loaded.
 """
 
 from __future__ import annotations
@@ -20,15 +19,22 @@ TRAINED_FILES = (
     "head.safetensors",
     "head.json",
 )
-"""What a run trains, in its `adapter/` and its checkpoints, the weights first: those of these files that are there."""
+"""The files in `adapter/` and in checkpoints that hold what a run trained, weights first. A folder has some of them."""
 READ = (".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt")
-"""How the names of the files end that libraries look for beside an adapter: one that is added may change answers."""
+"""The endings of files that libraries read beside an adapter. Adding a file with such an ending may change answers."""
 
 
 def seal(folder: Path, **about: object) -> None:
-    """Sync every file of a filled folder and write its manifest last, with the values of `about`.
+    """Sync every file of a complete folder to the disk, and write its manifest.
 
-    Notes for people, `*.md`, may be edited and are not in it.
+    Files `*.md`, which are for people and may be edited, are not in the manifest.
+
+    Args:
+        folder: the folder.
+        about: further values of the manifest, such as `step`.
+
+    Raises:
+        OSError: a file cannot be read, written or synced.
     """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -43,9 +49,13 @@ def seal(folder: Path, **about: object) -> None:
 
 
 def first_difference(folder: Path, **about: object) -> str | None:
-    """What differs between a folder and its manifest, in words; None where nothing does.
+    """Return the first difference between a folder and its manifest, in words; None if there is none.
 
-    Files that the manifest does not name are not looked at; `about` is what it must say beside the files.
+    Files that are not in the manifest are ignored; see `first_addition`.
+
+    Args:
+        folder: the folder.
+        about: further values that the manifest must have, such as `step`.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -65,20 +75,26 @@ def first_difference(folder: Path, **about: object) -> str | None:
 
 
 def trained_files(folder: Path) -> list[Path]:
-    """Return the files of an adapter folder or a checkpoint that hold what the run trained, the weights first."""
+    """Return the files of an adapter folder or a checkpoint that hold what the run trained; weights come first."""
     return [folder / name for name in TRAINED_FILES if (folder / name).is_file()]
 
 
 def change_since(folder: Path) -> str | None:
-    """What was changed in a folder, or added to it, since its manifest was written; None where nothing was, or where it
-    has no manifest."""
+    """Return what was changed in a folder, or added to it, since its manifest was written, in words.
+
+    None means that nothing was changed, or that the folder has no manifest.
+    """
     if not (folder / MANIFEST).exists():
         return None
     return first_difference(folder) or first_addition(folder)
 
 
 def first_addition(folder: Path) -> str | None:
-    """What was added to a folder after its manifest, of the files that libraries look for; None where nothing was."""
+    """Return the first file, of the kinds in READ, that is not in the manifest of a folder, in words; None if none is.
+
+    Raises:
+        OSError, ValueError, KeyError: the manifest cannot be read.
+    """
     named = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name.endswith(READ))
     present = sorted(name for name in files if name != MANIFEST)

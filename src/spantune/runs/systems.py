@@ -1,4 +1,4 @@
-"""The systems of a comparison, from run folders and files of predictions."""
+"""Comparison of systems, each of which is a run folder or a file of predictions."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ def compare_runs(
     labels: Iterable[str] | None = None,
     protocol: Protocol = "cblue",
 ) -> Comparison:
-    """Say whether systems differ on the same documents: paired bootstrap and approximate randomisation.
+    """Test whether systems differ on the same documents, by the paired bootstrap and approximate randomisation.
 
         comparison = spantune.compare(["runs/small", "runs/large"])
         print(comparison.differences[0].sentence)
 
     Args:
-        systems: two run folders or more; with `gold`, files of predictions too. The first is the yardstick.
-        gold: the corpus that is right; that of each run's recipe when absent. A run's predictions for that very corpus
-            are taken, which `evaluate` has kept, else those for its own test documents.
-        labels: the label set; the labels of the documents when absent.
+        systems: two or more run folders; with `gold` also files of predictions. The others are compared with the first.
+        gold: the corpus with the correct entities. If None, the test documents of each run's recipe. If `evaluate` has
+            scored a run on `gold`, those predictions are used, and otherwise the run's predictions for its own test
+            documents.
+        labels: the label set. If None, the labels of the documents.
         protocol: what counts as correct: `cblue` (start, end and label) or `promptcblue` (mention and label).
 
     Raises:
-        ConfigError: fewer than two systems, or an argument is of a wrong type.
-        DataError: the systems were measured on other documents, or against another annotation.
+        ConfigError: there are fewer than two systems, or an argument has a wrong type.
+        DataError: the systems were scored on different documents, or against different annotations.
         RunError: a run has no predictions yet.
     """
     require_protocol(protocol)
@@ -52,12 +53,20 @@ def compare_runs(
 def read_systems(
     paths: Sequence[str | Path], gold: Corpus | None, protocol: Protocol, format: str | None = None
 ) -> tuple[list[System], list[str]]:
-    """Read runs, each with its newest predictions for the documents, and files of predictions in `format`.
+    """Read the systems of a comparison.
 
-    Returns the systems, called by the last names of their paths where these differ, and notes of what was noticed.
+    Args:
+        paths: run folders and files of predictions.
+        gold: the corpus with the correct entities, as in `compare_runs`.
+        protocol: what counts as correct.
+        format: the corpus format of the files of predictions; detected from their content if None.
+
+    Returns:
+        the systems, and notes for the user, such as how documents were paired. A system is named by the last part of
+        its path, or by the whole path if these parts are not all different.
 
     Raises:
-        ConfigError: a path is no run folder, and there is no `gold`.
+        ConfigError: a path is not a run folder, and there is no `gold`.
         RunError: a run has no predictions.
         DataError: a file cannot be read.
     """
@@ -71,7 +80,10 @@ def read_systems(
 
 
 def labels_of_systems(systems: Iterable[System], paths: Iterable[str | Path]) -> list[str]:
-    """Return the labels of all documents in the order of the task of the first run among `paths`, then others."""
+    """Return the labels that occur in the gold and predicted documents of `systems`.
+
+    They have the order of the task of the first run among `paths`; labels that this task lacks come after.
+    """
     labels = labels_of(document for system in systems for document in (*system.gold, *system.documents))
     runs = (run for run in map(RunFolder, map(Path, paths)) if run.is_run)
     task = [code for run in itertools.islice(runs, 1) for code in run.task().codes if code in labels]
@@ -81,7 +93,16 @@ def labels_of_systems(systems: Iterable[System], paths: Iterable[str | Path]) ->
 def aligned(
     gold: Sequence[Document], predictions: Sequence[Extraction], path: str, notes: list[str]
 ) -> list[Extraction]:
-    """Give the `predictions` of the file `path` the ids of `gold`; a note says where their texts paired them."""
+    """Return `predictions` with the ids of the gold documents, if no id is in both and the texts are the same.
+
+    Otherwise the predictions are returned unchanged; see `metrics.align`.
+
+    Args:
+        gold: the gold documents.
+        predictions: the predictions.
+        path: the file of the predictions, for the note.
+        notes: a note is appended if ids were changed.
+    """
     documents = [prediction.document for prediction in predictions]
     paired = align(gold, documents)
     if [document.id for document in paired] != [document.id for document in documents]:
@@ -92,7 +113,7 @@ def aligned(
 def _read(
     path: Path, gold: Corpus | None, format: str | None, notes: list[str]
 ) -> tuple[Sequence[Document], list[Extraction]]:
-    """Return the gold documents and the predictions of one system."""
+    """Return the gold documents and the predictions of one system; notes for the user are appended to `notes`."""
     run = RunFolder(path)
     if not run.is_run:
         if gold is None:

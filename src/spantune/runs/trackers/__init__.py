@@ -1,1 +1,1 @@
-"""Dashboards that mirror a run: one module a tracker, each run in a process of its own."""
+"""Dashboards that mirror a run: each tracker has its own module and runs in its own process."""

@@ -1,9 +1,9 @@
-"""SwanLab's local board: one folder for several runs, with charts in groups and writers that do not disturb each other.
+"""SwanLab's local board, a folder that several runs share: its charts are put into groups, and writing is locked.
 
-SwanLab 0.10 puts all charts of its local board into one group, in the order in which they come. Two runs that begin at
-the same moment read and write its database without a lock, so that one of them is renamed or loses charts. Here every
-write to a board is made under a lock, charts are moved to the group of their key, and what is a value rather than a
-curve is put into the group of hidden charts, from which its value still goes into the board's tables.
+SwanLab 0.10 puts all charts of its local board into one group, in the order in which they arrive. Its database has no
+lock, so that of two runs that begin at the same moment one is renamed or loses charts. This module makes every write to
+a board under a lock and moves each chart to the group of its key. A figure that is a single value and not a curve gets
+a hidden chart; the tables of the board still show the value.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 from spantune.core import file_lock
 
 SECTIONS = ("train", "dev", "dev by type", "predictions", "speed")
-"""The groups of charts, in their order."""
+"""The groups of charts, in the order of the board."""
 PATIENCE = 60.0
-"""Longest that a run waits for another one that writes to the same board."""
+"""The maximum time, in seconds, that a run waits for another one that writes to the same board."""
 _SPEED = (
     "examples_per_s",
     "tokens_per_s",
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def section(key: str) -> str:
-    """The group of the chart of a key: a scalar, such as `train/loss`, or a panel, such as `Prediction`."""
+    """Return the group of the chart of a key: a scalar, such as `train/loss`, or a panel, such as `Prediction`."""
     split, slash, name = key.partition("/")
     if not slash:
         return "predictions"
@@ -47,25 +47,31 @@ def section(key: str) -> str:
 
 
 def is_summary(key: str) -> bool:
-    """Whether a scalar is shown as a value and not as a curve: what is measured once or twice a run, and counts."""
+    """Whether a scalar is shown as a value and not as a curve: a count, or a figure that a run has once or twice."""
     split, slash, name = key.partition("/")
     return bool(slash) and (split in ("test", "plan") or name in _COUNTS)
 
 
 def group_charts(board: Path) -> None:
-    """Let SwanLab, in this process, write to its local board in `board` in groups and under the lock."""
+    """Change SwanLab in this process so that it writes to the local board `board` in groups and under a lock."""
     from swanlab.deprecated import local
 
     local.LocalCallbacker = _grouped(local.LocalCallbacker, board)
 
 
 def hide_constants(board: Path, directory: str, keys: Iterable[str]) -> None:
-    """Put the charts of a run that are flat lines among the hidden ones of the board; not those of loss and F1."""
+    """Hide the charts of a run whose curves are constant, except those of loss, F1, precision and recall.
+
+    Args:
+        board: the folder of the board.
+        directory: the name of the folder of the run's record in the board.
+        keys: the keys of the charts with constant curves.
+    """
     from swanboard.db.models import Chart, Experiment
 
     with _alone(board):
         experiment = Experiment.filter(Experiment.run_id == directory).first()
-        if experiment is None:  # it was deleted on the board while it was recorded
+        if experiment is None:  # a user deleted the run on the board while it was recorded
             return
         names = [key for key in keys if key.partition("/")[2] not in _CURVES]
         charts = Chart.select().where(Chart.experiment_id == experiment.id, Chart.name.in_(names), Chart.status == 0)
@@ -74,7 +80,13 @@ def hide_constants(board: Path, directory: str, keys: Iterable[str]) -> None:
 
 
 def take_out(board: Path, directory: str, target: Path) -> None:
-    """Take the record that an earlier process of a run has left out of the board, and keep its files in `target`."""
+    """Remove the record of an earlier process of a run from the board, and move its files to the folder `target`.
+
+    Args:
+        board: the folder of the board.
+        directory: the name of the folder of the record in the board; "" if there is no record.
+        target: the folder to which that folder is moved.
+    """
     if not directory or not (board / directory).is_dir():
         return
     from swanboard.db import connect
@@ -83,7 +95,7 @@ def take_out(board: Path, directory: str, target: Path) -> None:
     with _alone(board):
         connect(path=str(board), autocreate=True)
         Experiment.delete().where(Experiment.run_id == directory).execute()
-        # a chart over all runs that has lost its last run would break the next run that has such a chart
+        # remove charts over all runs that have no run left, since they would break the next run with such a chart
         in_use = Source.select(Source.chart_id)
         Chart.delete().where(Chart.project_id.is_null(False), Chart.id.not_in(in_use)).execute()
         target.mkdir(parents=True, exist_ok=True)
@@ -96,13 +108,13 @@ def _alone(board: Path) -> AbstractContextManager[None]:
 
 
 def _grouped(base: Any, board: Path) -> Any:
-    """A subclass of SwanLab's writer of the local board."""
+    """Return a subclass of SwanLab's writer of the local board, `base`, for the board in the folder `board`."""
 
     class GroupedBoard(base):
-        """The writer, under the lock, that moves each new chart to its group."""
+        """A writer that holds the lock of the board and moves each new chart to its group."""
 
         def on_run_initialized(self, *args: Any, **kwargs: Any) -> None:
-            """Begin the record, with the groups in their order."""
+            """Begin the record, and create the groups in their order."""
             from swanboard.db import ExistedError
             from swanboard.db.models import Namespace
 
@@ -136,7 +148,7 @@ def _grouped(base: Any, board: Path) -> Any:
                 with _alone(board):
                     write(records)
                     self._place(records)
-            except KeyboardInterrupt:  # raised by SwanLab where the run was deleted or stopped on the board
+            except KeyboardInterrupt:  # SwanLab raises it if a user deleted or stopped the run on the board
                 self._is_gone = True
                 log.warning("the run was deleted or stopped on SwanLab's board, which gets no more of it; it goes on")
 
@@ -149,14 +161,14 @@ def _grouped(base: Any, board: Path) -> Any:
 
 
 def _put_into_group(key: str, experiment: Any) -> None:
-    """Move the charts of a key to their group: that of the run, and that over all runs where this is its first run."""
+    """Move the charts of a key to their group: the run's own chart, and the chart over all runs if it is new."""
     from swanboard.db import ExistedError
     from swanboard.db.models import Chart, Display, Namespace
 
     of_project = Chart.project_id == experiment.project_id.id
     for chart in Chart.select().where(Chart.name == key, (Chart.experiment_id == experiment.id) | of_project):
         if chart.project_id is not None and chart.sources.count() > 1:
-            continue  # the chart over all runs has its place since the first of them
+            continue  # the chart over all runs was moved when the first of these runs recorded it
         owner = {"experiment_id": chart.experiment_id_id, "project_id": chart.project_id_id}
         with suppress(ExistedError):
             Namespace.create(section(key), **owner)

@@ -1,8 +1,8 @@
-"""What dashboards show of an evaluation beside its scalars: predictions as text, F1 by type and confusion as charts.
+"""The predictions and charts of an evaluation that dashboards show: texts, F1 of each type, and the confusion matrix.
 
-A chart is data, with a caption that says the same in words. It becomes ECharts options for dashboards that draw, and a
-picture by Pillow for those that do not. The picture needs no browser and no fonts of its own. A label whose script no
-font of the machine has is drawn as boxes, which is why the caption has it too.
+A chart holds data and a caption that says the same in words. Dashboards that can draw get ECharts options, and other
+dashboards get a picture drawn by Pillow, which needs no browser and no special fonts. If no font of the machine has the
+script of a label, the picture shows boxes in its place; the caption has the label too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FONTS = (
 
 @dataclass(frozen=True)
 class Bar:
-    """A type's F1 and, where there is one, its interval; shares of 1."""
+    """The F1 of one entity type with its 95 % interval, all in [0, 1]; the bounds are None if there is no interval."""
 
     label: str
     f1: float
@@ -45,18 +45,18 @@ class Bar:
 
 @dataclass(frozen=True)
 class F1Chart:
-    """F1 of each type with its 95 % interval."""
+    """A bar chart with the F1 of each entity type and its 95 % interval."""
 
     name: str
     bars: tuple[Bar, ...]
 
     @property
     def caption(self) -> str:
-        """All figures in words."""
+        """All figures as text."""
         return "F1 with 95 % intervals: " + "; ".join(f"{bar.label} {bar}" for bar in self.bars)
 
     def image(self) -> Image.Image:
-        """Horizontal bars, the first on top."""
+        """Return a picture with horizontal bars, the first one at the top."""
         row, left, right = 28, 120, 130
         picture = Image.new("RGB", (WIDTH, row * len(self.bars) + 24), "white")
         draw = ImageDraw.Draw(picture)
@@ -78,7 +78,7 @@ class F1Chart:
         return picture
 
     def options(self) -> dict[str, object]:
-        """ECharts: bars, and boxes from the lower to the upper bound, whose middle is F1."""
+        """Return ECharts options: bars, and boxes from the lower to the upper bound, with F1 as the median."""
         boxes = [
             [round(100 * value, 1) for value in (bar.low, bar.low, bar.f1, bar.high, bar.high)]
             if bar.low is not None and bar.high is not None
@@ -99,19 +99,22 @@ class F1Chart:
 
 @dataclass(frozen=True)
 class ConfusionChart:
-    """Entities by gold (rows) and predicted (columns) label; `none` stands for no counterpart."""
+    """The confusion matrix: counts of entities by gold label (rows) and predicted label (columns).
+
+    The label `none` stands for an entity without a counterpart.
+    """
 
     name: str
     confusion: Confusion
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels of rows and columns."""
+        """The labels of rows and columns, with `none` last."""
         return (*self.confusion.labels, NONE)
 
     @property
     def caption(self) -> str:
-        """The cells off the diagonal that are not empty, the largest count first."""
+        """The cells outside the diagonal that are not zero, as text, sorted by falling count."""
         cells = [
             (count, gold, predicted)
             for gold, row in self._rows()
@@ -122,7 +125,10 @@ class ConfusionChart:
         return f"gold → predicted, what is wrong: {wrong or 'nothing'}"
 
     def image(self) -> Image.Image:
-        """Cells shaded by their share of the row; rows are low, since boards scale pictures to a fixed height."""
+        """Return a picture in which each cell is shaded by its share of the row.
+
+        The rows have little height, since dashboards scale pictures to a fixed height.
+        """
         wide, high, left, top = (34 if len(self.labels) > 14 else 46), 24, 120, 74
         picture = Image.new("RGB", (left + wide * len(self.labels) + 12, top + high * len(self.labels) + 4), "white")
         draw = ImageDraw.Draw(picture)
@@ -141,7 +147,7 @@ class ConfusionChart:
         return picture
 
     def options(self) -> dict[str, object]:
-        """ECharts: a heat map."""
+        """Return ECharts options of a heat map."""
         cells = [
             [column, number, count]
             for number, (_, row) in enumerate(self._rows())
@@ -171,7 +177,15 @@ def charts(
     predicted: Sequence[Document],
     labels: Sequence[str],
 ) -> list[F1Chart | ConfusionChart]:
-    """The charts of an evaluation: F1 by type from its flat figures, and its confusion matrix."""
+    """Return the charts of an evaluation: F1 of each type, if it has such figures, and the confusion matrix.
+
+    Args:
+        split: the split, which is part of the titles.
+        values: the figures of the evaluation, such as `f1/dis`, `f1_low/dis` and `f1_high/dis` for the label `dis`.
+        gold: the annotated documents.
+        predicted: the same documents with predicted entities.
+        labels: the codes of the label set.
+    """
     bars = tuple(
         Bar(label, f1, values.get(f"f1_low/{label}"), values.get(f"f1_high/{label}"))
         for label in labels
@@ -182,7 +196,7 @@ def charts(
 
 
 def panel(gold: Sequence[Document], predicted: Sequence[Document]) -> list[PredictionRow]:
-    """What was predicted in each document."""
+    """Return a PredictionRow for each pair of a gold and a predicted document."""
     return [_row(*pair) for pair in zip(gold, predicted, strict=True)]
 
 
@@ -219,13 +233,13 @@ def _text(
 
 
 def _short(label: str, most: int) -> str:
-    """`label`, cut to the width of `most` letters; the caption has all of it."""
+    """Return `label`, cut to the width of `most` ASCII letters. Other characters count as two letters wide."""
     wide = sum(2 - character.isascii() for character in label)
     return label if wide <= most else f"{label[: (most if label.isascii() else most // 2) - 1]}\u2026"
 
 
 def _upright(picture: Image.Image, foot: tuple[int, int], text: str) -> None:
-    """Text that is read from below, its first letter at `foot`."""
+    """Draw `text` vertically, to be read upwards; its first letter is at the place `foot`."""
     strip = Image.new("RGB", (68, 18), "white")
     _text(ImageDraw.Draw(strip), (2, 9), text, "lm", 13)
     turned = strip.rotate(90, expand=True)
@@ -234,7 +248,7 @@ def _upright(picture: Image.Image, foot: tuple[int, int], text: str) -> None:
 
 @functools.cache
 def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font for ASCII, else the first of _FONTS that the machine has."""
+    """Return a font: Pillow's default font for ASCII text, or else the first of _FONTS that the machine has."""
     for name in () if ascii_only else _FONTS:
         try:
             return ImageFont.truetype(name, size)

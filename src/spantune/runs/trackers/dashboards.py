@@ -1,10 +1,10 @@
-"""Where a run is recorded: `metrics.jsonl` always, SwanLab by default, other dashboards beside it.
+"""The records of a run: the file `metrics.jsonl`, SwanLab by default, and further dashboards.
 
-`metrics.jsonl` is the durable record: a line is written before the step counts as done, so a hard kill loses no
-finished step. Dashboards get the same figures, with charts and predictions, in processes of their own; none can delay
-a step or end a run. A resumed run sends them its whole history again, since a killed one may have lost any part of it.
-A value that is not finite is `null` in the file and is not sent to dashboards, since one NaN breaks SwanLab's board; a
-warning says so once.
+`metrics.jsonl` is the durable record. Its line is written before a step counts as done, so a hard kill loses no
+finished step. Dashboards get the same figures, and charts and predictions too. Each dashboard runs in its own process,
+so it can neither delay a step nor end the run. A resumed run sends its dashboards the whole history again, since the
+dashboards of a killed run may have lost any part of it. A value that is not finite is `null` in the file. It is not
+sent to dashboards, since one NaN breaks SwanLab's board; one warning says so.
 """
 
 from __future__ import annotations
@@ -33,9 +33,15 @@ from spantune.runs.trackers.tensorboard import TensorboardTracker
 from spantune.runs.trackers.wandb import WandbTracker
 
 OPEN_SECONDS = 20.0
-"""Longest that a run waits for its trackers to open; one that opens later gets the calls that it has missed."""
+"""The maximum time, in seconds, that a run waits for its trackers to open.
+
+A tracker that opens later gets the calls that it has missed.
+"""
 QUEUE_SIZE = 10_000
-"""Calls that may wait for a tracker; a tracker that falls further behind is dropped, since its queue takes memory."""
+"""The maximum number of calls that wait for a tracker.
+
+A tracker with more waiting calls is dropped, since its queue would take too much memory.
+"""
 TITLES = {
     "swanlab": "SwanLab",
     "tensorboard": "TensorBoard",
@@ -62,38 +68,38 @@ class Remote(Tracker, Protocol):
     """A tracker in another process."""
 
     def open(self) -> None:
-        """Start it and wait until it can be called; raises when it never can."""
+        """Start the process, and wait until the tracker can be called. Raises an error if it cannot be opened."""
 
     def kill(self) -> None:
-        """End it at once, even in the middle of a call."""
+        """Kill the process at once, even in the middle of a call."""
 
 
 class Worker:
-    """The queue and thread of one tracker, so that a dashboard that is slow, full or gone delays no step.
+    """The queue and thread of one tracker, so that a slow, full or missing dashboard never delays a step.
 
-    A call costs the run the time to put it into the queue. A hard kill loses what is still in the queue, which
-    `metrics.jsonl` has: a resumed run sends its trackers everything again.
+    The run only puts a call into the queue. A hard kill loses the calls in the queue; the same figures are in
+    `metrics.jsonl`, from which a resumed run sends its trackers everything again.
 
     Args:
-        name: its name for people.
-        tracker: it is called in the thread.
+        name: the name of the tracker for messages.
+        tracker: the tracker, which is called in the thread.
     """
 
     def __init__(self, name: str, tracker: Remote):
         self.name, self._tracker = name, tracker
         self._calls: queue.Queue[Call] = queue.Queue(QUEUE_SIZE)
         self._settled = threading.Event()
-        self.dropped = False  # whether it failed or fell too far behind, which was logged
+        self.dropped = False  # whether the tracker failed or fell too far behind; an error was then logged
         self._finished = self._killed = False
         self._thread = threading.Thread(target=self._work, name=f"track {name}", daemon=True)
         self._thread.start()
 
     def settled(self, seconds: float) -> bool:
-        """Whether the tracker has opened, or failed to, within this time."""
+        """Wait at most `seconds`, and return whether the tracker has opened or failed to open."""
         return self._settled.wait(seconds)
 
     def put(self, call: Call) -> None:
-        """Queue a call; it is ignored when the tracker was dropped."""
+        """Put a call into the queue. It is ignored if the tracker was dropped."""
         if self.dropped:
             return
         try:
@@ -103,7 +109,7 @@ class Worker:
             log.error("%s is %d calls behind and is dropped; the run goes on", self.name, QUEUE_SIZE)
 
     def finish(self, state: str) -> None:
-        """Queue the call that closes the tracker."""
+        """Put the call that closes the tracker into the queue."""
 
         def last(tracker: Tracker) -> None:
             tracker.finish(state)
@@ -112,10 +118,10 @@ class Worker:
         self.put(last)
 
     def finished(self, seconds: float) -> bool:
-        """Whether the tracker took every call and ended within this time; otherwise it is killed."""
+        """Wait at most `seconds` for the tracker, and return whether it took every call and ended; if not, kill it."""
         self._thread.join(0 if self.dropped else seconds)
         if not self._finished:
-            self._killed = True  # so that its end is not reported as a failure
+            self._killed = True  # so that the end of its process is not reported as a failure
             self._tracker.kill()
         return self._finished
 
@@ -127,7 +133,7 @@ class Worker:
             problem = "failed and is dropped"
             while not self._finished:
                 self._calls.get()(self._tracker)
-        except Exception as error:  # whatever an SDK raises: training goes on without its dashboard
+        except Exception as error:  # an SDK may raise any error, and training goes on without this dashboard
             if not self.dropped and not self._killed:
                 self.dropped = True
                 log.error("%s %s (%s); the run goes on", self.name, problem, error)
@@ -136,20 +142,28 @@ class Worker:
 
 
 class Trackers:
-    """All trackers of a run: its file, and the dashboards.
+    """All records of a run: the file `metrics.jsonl`, and the dashboards.
 
     Args:
-        info: what they are told about the run.
-        record: the file, which is written first.
+        info: the facts about the run.
+        record: the writer of `metrics.jsonl`, which is always called first.
         workers: the dashboards.
     """
 
     def __init__(self, info: RunInfo, record: JsonlTracker, workers: Sequence[Worker] = ()):
         self._info, self._record, self._workers = info, record, list(workers)
-        self._not_finite: set[str] = set()  # keys of which a warning was logged
+        self._not_finite: set[str] = set()  # the keys about which a warning was logged
 
     def metrics(self, step: int, values: Mapping[str, float | None], split: str = "train") -> None:
-        """Record scalars everywhere; None is null in the file and not shown on dashboards."""
+        """Record figures in the file and on the dashboards.
+
+        None and values that are not finite are null in the file, and are not sent to dashboards.
+
+        Args:
+            step: the number of steps that are done.
+            values: the figures by name.
+            split: the split that the figures are about.
+        """
         self._record.metrics(step, values, split)
         for key, value in values.items():
             if value is not None and not math.isfinite(value) and key not in self._not_finite:
@@ -166,22 +180,34 @@ class Trackers:
         gold: Sequence[Document],
         predicted: Sequence[Document],
     ) -> None:
-        """Record the figures of an evaluation everywhere; the dashboards show predictions and charts too."""
+        """Record the figures of an evaluation; dashboards also get predictions and charts.
+
+        Args:
+            step: the number of steps that are done.
+            split: the split that was evaluated.
+            values: the figures by name.
+            gold: the annotated documents.
+            predicted: the same documents with the predicted entities, in the same order.
+        """
         self.metrics(step, values, split)
         self._tell(documents(self._info, (step, split), values, gold, predicted))
 
     def attach(self, step: int, path: Path) -> None:
-        """Attach the closing report to the dashboards."""
+        """Attach the report of the run, the HTML page `path`, on the dashboards."""
         self._tell(lambda tracker: tracker.attach(step, path))
 
     def tell(self, calls: Iterable[Call]) -> None:
-        """Queue calls for all dashboards."""
+        """Put calls into the queues of all dashboards."""
         for call in calls:
             for worker in self._workers:
                 worker.put(call)
 
     def finish(self, state: str) -> None:
-        """Close all records; the dashboards together have FINISH_SECONDS for it."""
+        """Close all records. All dashboards together have FINISH_SECONDS for this; then they are killed.
+
+        Args:
+            state: `success`, `crashed` or `aborted`.
+        """
         try:
             self._record.finish(state)
         except OSError as error:
@@ -199,7 +225,7 @@ class Trackers:
 
 
 def scalars(step: int, values: Mapping[str, float | None], split: str) -> Call:
-    """The call that records scalars, without those that are not finite."""
+    """Return the call that records the figures `values` of a split at a step, without those that are not finite."""
     finite = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
     return lambda tracker: tracker.metrics(step, finite, split)
 
@@ -211,12 +237,20 @@ def documents(
     gold: Sequence[Document],
     predicted: Sequence[Document],
 ) -> Call:
-    """The call that records the predictions on a split at a step: rows of the first documents, and the charts."""
+    """Return the call that records the predictions for the first documents of an evaluation, and its charts.
+
+    Args:
+        info: the facts about the run; `track.predictions` is the number of documents.
+        place: the step and the split.
+        values: the figures of the evaluation by name.
+        gold: the annotated documents.
+        predicted: the same documents with the predicted entities, in the same order.
+    """
     step, split = place
     first = info.settings.predictions
     rows = charts.panel(gold[:first], predicted[:first])
     name = "Prediction" if split == "dev" else f"Prediction ({split})"
-    # built in a dashboard's thread, and once for all of them
+    # the charts are made once for all dashboards, in the thread of the first one that needs them
     all_charts = functools.cache(lambda: charts.charts(split, values, gold, predicted, info.labels))
 
     def call(tracker: Tracker) -> None:
@@ -229,7 +263,7 @@ def documents(
 
 
 def history(info: RunInfo) -> Iterator[Call]:
-    """The calls that record everything that a run has recorded so far."""
+    """Yield the calls that record again everything that a run has recorded so far, from the files of its folder."""
     run = RunFolder(info.folder)
     for record in run.metrics():
         step, split = record["step"], record.get("split", "train")
@@ -241,7 +275,7 @@ def history(info: RunInfo) -> Iterator[Call]:
             continue
         try:
             predicted = formats.read(path, "native").documents
-        except DataError as error:  # torn by a kill: its figures are shown without the documents
+        except DataError as error:  # the file is incomplete after a kill; its figures are sent without documents
             log.warning("%s is not shown again: %s", path.name, error)
             continue
         gold = [gold_by_id[document.id] for document in predicted if document.id in gold_by_id]
@@ -252,11 +286,11 @@ def history(info: RunInfo) -> Iterator[Call]:
 
 
 def require_trackers(settings: config.Track) -> None:
-    """Check before a run folder is made that the trackers can be used.
+    """Check that the trackers can be used, before a run folder is made.
 
     Raises:
-        ConfigError: a tracker is not installed, SwanLab's online mode has no API key and would block on a prompt, or
-            the variables of a notification are not set.
+        ConfigError: a tracker is not installed, SwanLab's online mode has no API key (it would wait at a prompt), or
+            an environment variable of a notification is not set.
     """
     for name in settings.also:
         require_extra(f"track.also={name}", name, _MODULES[name])
@@ -271,16 +305,17 @@ def open_trackers(
     gold: Mapping[str, Iterable[Document]] | None = None,
     labels: Sequence[str] = (),
 ) -> Trackers:
-    """Open the trackers of a recipe; those of a resumed run get everything that `metrics.jsonl` holds.
+    """Open the trackers of a run. They get everything that `metrics.jsonl` holds, as of a resumed run.
 
     Args:
-        recipe: of the run.
-        folder: of the run.
-        gold: its documents by split.
-        labels: codes of its label set.
+        recipe: the resolved recipe.
+        folder: the run folder.
+        gold: split to annotated documents, to show predictions beside them.
+        labels: the codes of the label set.
 
     Raises:
         ConfigError: as `require_trackers`.
+        OSError: `metrics.jsonl` cannot be opened.
     """
     require_trackers(recipe.track)
     info = run_info(recipe, folder, gold or {}, labels)
@@ -297,7 +332,14 @@ def open_trackers(
 def run_info(
     recipe: config.Config, folder: Path, gold: Mapping[str, Iterable[Document]], labels: Sequence[str]
 ) -> RunInfo:
-    """What trackers are told, credentials masked: the whole recipe, and the environment that the run folder holds."""
+    """Return the facts about a run for its trackers, with credentials masked.
+
+    Args:
+        recipe: the resolved recipe.
+        folder: the run folder, from which the environment is read.
+        gold: split to annotated documents.
+        labels: the codes of the label set.
+    """
     run = RunFolder(folder)
     environment = run.environment() if run.environment_file.is_file() else {}
     by_id = {split: {document.id: document for document in split_documents} for split, split_documents in gold.items()}
@@ -308,7 +350,7 @@ def run_info(
 
 
 def _opening(info: RunInfo) -> dict[str, Remote]:
-    """The trackers of a run, each for a process of its own."""
+    """Return name to tracker for the trackers of a run, each of which will have its own process."""
     settings = info.settings
     names = [
         *([] if settings.swanlab == "off" else ["swanlab"]),

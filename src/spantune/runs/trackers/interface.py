@@ -1,9 +1,8 @@
-"""The interface of a tracker, and what it is told about a run.
+"""The interface of a tracker, and the facts about a run that it gets.
 
-A backend is a small class in a module of its own that imports its SDK when it is constructed. It need not protect the
-run from its SDK: the backend runs in a process of its own (`process`), so that nothing it does, raises or waits for
-reaches the run. What it has to know again later, such as its run id, is saved in the run folder's `trackers/`; no
-secret is saved there.
+Each tracker is a small class in its own module, which imports its SDK when it is constructed. It need not protect the
+run from its SDK, because it runs in its own process (see `process`): its errors and delays do not reach the run. Values
+that it needs again later, such as its run id, are saved in `trackers/` of the run folder. No secret is saved there.
 """
 
 from __future__ import annotations
@@ -23,32 +22,39 @@ if TYPE_CHECKING:
 
 
 PATIENCE = 15.0
-"""Seconds that a tracker waits for the process of a run that was killed to close its record."""
+"""The maximum time, in seconds, that a tracker waits for the tracker process of a killed run to close its record."""
 
 
 class Chart(Protocol):
-    """A chart that a dashboard shows; it is drawn only where a dashboard needs the picture."""
+    """A chart for a dashboard. The picture is drawn only if a dashboard needs it."""
 
     @property
     def name(self) -> str:
-        """The name that it is shown under; one chart for each name and step."""
+        """The title of the chart. There is one chart for each name and step."""
 
     @property
     def caption(self) -> str:
-        """What it shows, in words and figures."""
+        """The content of the chart in words and figures."""
 
     def image(self) -> Image.Image:
-        """The chart as a picture."""
+        """Return the chart as a picture."""
 
     def options(self) -> dict[str, object]:
-        """The chart as ECharts options, which are JSON."""
+        """Return the chart as ECharts options, a JSON object."""
 
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """What was predicted in a document: its id and text, counts of entities, and the gold and predicted ones in words.
+    """The entities that were predicted in one document, for a panel or table of a dashboard.
 
-    In `gold` and `predicted` the sign before an entity says whether it is right (✓), missed (−) or spurious (+).
+    Args:
+        id: the id of the document.
+        text: its text.
+        right: the number of predicted entities that are correct (strict).
+        missed: the number of gold entities that were not predicted.
+        spurious: the number of predicted entities that are not gold.
+        gold: the gold entities in words, each after ✓ (found) or − (missed).
+        predicted: the predicted entities in words, each after ✓ (correct) or + (spurious).
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("document", "text", "right", "missed", "spurious", "gold", "predicted")
@@ -68,36 +74,45 @@ class PredictionRow:
 
     @property
     def summary(self) -> str:
-        """All of it as text; the parts begin with ▸, since some boards show it in one line."""
+        """All values in one text. Its parts begin with ▸, since some dashboards show the text in one line."""
         counts = f"{self.right} right, {self.missed} missed, {self.spurious} spurious"
         return f"{counts} ▸ {self.text}\n\n▸ gold: {self.gold}\n\n▸ predicted: {self.predicted}"
 
 
 class Tracker(Protocol):
-    """The methods of a backend, which are called in one thread, in the order of the run."""
+    """The methods of a tracker. They are called in one thread, in the order of the run."""
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """Record scalars of a split at a step; all are finite."""
+        """Record the figures `values` of a split at a step, by name. All of them are finite."""
 
     def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
-        """Record what was predicted in some documents at a step."""
+        """Record the predictions for some documents at a step, under the title `name`."""
 
     def chart(self, step: int, chart: Chart) -> None:
         """Record a chart at a step."""
 
     def attach(self, step: int, path: Path) -> None:
-        """Attach the closing report: `path` is its HTML page, with its Markdown beside it."""
+        """Attach the report of the run. `path` is its HTML page; its Markdown file is beside it."""
 
     def finish(self, state: str) -> None:
-        """Close the record; `state` is `success`, `crashed` or `aborted`."""
+        """Close the record. `state` is `success`, `crashed` or `aborted`."""
 
 
 Call = Callable[[Tracker], None]
-"""A call that a tracker gets."""
+"""A function that calls one or more methods of a tracker."""
 
 
 class Note(TypedDict, total=False):
-    """What a tracker saves about its record of a run."""
+    """The values that a tracker saves about its record of a run; all of them are optional.
+
+    - `id`: the id of the run in the tracker.
+    - `mode`: the mode in which the run is recorded, such as `online`.
+    - `directory`: the name of the folder of the record.
+    - `state`: `running`, or the state with which the record was closed.
+    - `url`: the page of the run in a cloud.
+    - `hint`: a line for the user that says how to see or send the record.
+    - `sent`: whether the whole record is in the cloud.
+    """
 
     id: str
     mode: str
@@ -110,9 +125,15 @@ class Note(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What trackers are told about a run: its folder, their settings, its recipe and its environment.
+    """The facts about a run that trackers get.
 
-    `labels` are the codes of its label set, and `gold` its documents by split and id, to show predictions beside them.
+    Args:
+        folder: the run folder.
+        name: the name of the run in the trackers.
+        settings: the section `track` of the recipe.
+        config: the whole recipe and the environment, with credentials masked.
+        labels: the codes of the label set.
+        gold: split to document id to annotated document, to show predictions beside them.
     """
 
     folder: Path
@@ -124,15 +145,18 @@ class RunInfo:
 
     @property
     def board(self) -> Path:
-        """The folder of SwanLab's local board: that of the recipe, else `swanlab` beside the run folder."""
+        """The folder of SwanLab's local board: `track.board` of the recipe, or else `swanlab` beside the run folder."""
         return self.settings.board or self.folder.parent / "swanlab"
 
     def remembered(self, tracker: str) -> Note:
-        """What the tracker has saved for this run, such as its run id; empty where that is absent or damaged."""
+        """Return the values that a tracker has saved for this run; empty if its file is absent or damaged."""
         return _read(RunFolder(self.folder).trackers / f"{tracker}.json")
 
     def remember(self, tracker: str, **values: Unpack[Note]) -> None:
-        """Save values for later, credentials masked: for a resume, a sync, the closing lines of the command."""
+        """Save values of a tracker, with credentials masked, and keep the values that were saved before.
+
+        They are used when the run is resumed or synced, and for the last lines that the command prints.
+        """
         path = RunFolder(self.folder).trackers / f"{tracker}.json"
         path.parent.mkdir(exist_ok=True)
         note = masked_values({**self.remembered(tracker), **values})
@@ -141,10 +165,14 @@ class RunInfo:
 
     @contextmanager
     def owned(self, tracker: str, seconds: float = PATIENCE) -> Iterator[None]:
-        """Let only this process write the tracker's record of the run, after waiting `seconds` for one that is ending.
+        """Hold a lock inside the block, so that no other process writes the tracker's record of the run.
+
+        Args:
+            tracker: the name of the tracker.
+            seconds: the maximum time to wait for a process that is closing the record.
 
         Raises:
-            RunError: another process still writes it.
+            RunError: another process still writes the record.
         """
         path = RunFolder(self.folder).trackers / f"{tracker}.lock"
         path.parent.mkdir(exist_ok=True)
@@ -156,9 +184,14 @@ class RunInfo:
 
 
 def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """The leaves of nested values by dotted key, such as `train.learning_rate`; a list is one leaf.
+    """Return nested values as one level, with dotted keys such as `train.learning_rate`.
 
-    Leaves are text, numbers or booleans: a list is written with commas, a label as its code and name, null as `none`.
+    A value is a text, a number or a boolean. A list becomes a text with commas, in which a label is written as its code
+    and name, and None becomes the text `none`.
+
+    Args:
+        values: the nested values.
+        prefix: what is put before each key.
     """
     leaves: dict[str, object] = {}
     for key, value in values.items():
@@ -172,19 +205,19 @@ def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, objec
 
 
 def _in_words(part: object) -> str:
-    """A part of a list: a text as it is, a label as `code (name)`, anything else as JSON."""
+    """Return a member of a list as text: a text unchanged, a label as `code (name)`, anything else as JSON."""
     if isinstance(part, Mapping) and "code" in part:
         return f"{part['code']} ({part['name']})" if part.get("name") else str(part["code"])
     return part if isinstance(part, str) else to_json(part)
 
 
 def hints(folder: Path) -> list[str]:
-    """How to see or send the record of a run: a line for each of its trackers, SwanLab first."""
+    """Return a line for each tracker of a run that says how to see or send its record; SwanLab comes first."""
     return [note["hint"] for note in _notes(folder) if "hint" in note]
 
 
 def url_of(folder: Path) -> str | None:
-    """The address of a run in the cloud of one of its trackers, SwanLab's first; None where it is in none."""
+    """Return the page of a run in the cloud of one of its trackers, preferably SwanLab; None if there is none."""
     return next((url for note in _notes(folder) if (url := note.get("url"))), None)
 
 
@@ -196,6 +229,6 @@ def _notes(folder: Path) -> list[Note]:
 def _read(path: Path) -> Note:
     try:
         note: Note = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent, or damaged: the tracker then begins a new record
+    except (OSError, ValueError):  # the file is absent or damaged; the tracker then begins a new record
         return {}
     return note

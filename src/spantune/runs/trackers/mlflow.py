@@ -1,6 +1,6 @@
-"""MLflow: the server that `MLFLOW_TRACKING_URI` names, else a SQLite file in the run folder's `mlflow/`.
+"""MLflow: the server of `MLFLOW_TRACKING_URI`, or else a SQLite file in `mlflow/` of the run folder.
 
-A resumed run continues the same MLflow run: the steps that a metric has already are not recorded twice.
+A resumed run continues the same MLflow run. Steps that a metric already has are not recorded again.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo, flat
 
 _STATES = {"success": "FINISHED", "crashed": "FAILED", "aborted": "KILLED"}
 _LONGEST = 500
-"""Longest parameter of MLflow's oldest servers; a longer one is in `config.json` only."""
+"""The maximum number of characters of a parameter in old MLflow servers. A longer value is in `config.json` only."""
 
 
 class MlflowTracker:
-    """One MLflow run, of an experiment named as the project."""
+    """The record of a run in MLflow, in the experiment named `track.project`."""
 
     def __init__(self, info: RunInfo):
         from mlflow import MlflowClient
 
-        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it logs every table that it makes
+        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it logs every table that it creates
         uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
         if not uri:
             folder = RunFolder(info.folder).mlflow.absolute()
             folder.mkdir(exist_ok=True)
             uri, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
         self._client = MlflowClient(uri)
-        self._last: dict[str, int] = {}  # the last step of each metric that the MLflow run had before
+        self._last: dict[str, int] = {}  # metric to its last step that an earlier process recorded
         run_id = info.remembered("mlflow").get("id")
         self._resumed = run_id is not None
         self._id = run_id or self._create(info, artifacts)
@@ -42,7 +42,7 @@ class MlflowTracker:
         info.remember("mlflow", id=self._id, hint=f"MLflow: mlflow ui --backend-store-uri {uri}")
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """One batch."""
+        """Record the values in one batch."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -51,21 +51,21 @@ class MlflowTracker:
         self._client.log_batch(self._id, metrics=metrics)
 
     def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
-        """A text file among the artifacts, one for each evaluation."""
+        """Store the rows as a text file among the artifacts, one for each evaluation."""
         joined = "\n\n".join(f"# {row.id}\n\n{row.summary}" for row in rows)
         self._client.log_text(self._id, joined + "\n", f"{name}/{step:06}.txt")
 
     def chart(self, step: int, chart: Chart) -> None:
-        """The picture among the artifacts."""
+        """Store the picture of a chart among the artifacts."""
         self._client.log_image(self._id, chart.image(), artifact_file=f"charts/{chart.name}/{step:06}.png")
 
     def attach(self, step: int, path: Path) -> None:
-        """The report's page and its Markdown among the artifacts."""
+        """Store the page and the Markdown of the report among the artifacts."""
         for file in (path, path.with_suffix(".md")):
             self._client.log_artifact(self._id, str(file))
 
     def finish(self, state: str) -> None:
-        """End the run."""
+        """End the MLflow run."""
         self._client.set_terminated(self._id, _STATES[state])
 
     def _create(self, info: RunInfo, artifacts: str | None) -> str:
@@ -84,7 +84,7 @@ class MlflowTracker:
             key: value if isinstance(value, str) else to_json(value) for key, value in flattened(info.config).items()
         }
         params = [Param(key, value) for key, value in leaves.items() if len(value) <= _LONGEST]
-        for start in range(0, len(params), 100):  # the most that a request may hold
+        for start in range(0, len(params), 100):  # a request may have at most 100 parameters
             client.log_batch(run_id, params=params[start : start + 100])
         return run_id
 

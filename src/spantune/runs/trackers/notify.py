@@ -1,9 +1,9 @@
-"""Notifications when a run ends: a webhook, e-mail, Lark, DingTalk and WeCom, sent by SwanLab's plugins.
+"""Notifications when a run ends: by a webhook, or by e-mail, Lark, DingTalk or WeCom with SwanLab's plugins.
 
-Addresses and passwords are taken from environment variables and are written nowhere. The plugins are used on their own,
-outside a run of SwanLab, which would write their errors, with the address in them, into its log. So notifications work
-without SwanLab too, and a run that is killed is told of: this process sees its end. One that cannot be sent is a
-warning.
+Addresses and passwords are taken from environment variables and are never written to a file. The plugins are used
+outside of a SwanLab run, which would write their errors, and the address in them, into its log. So notifications also
+work without SwanLab. They are sent for a killed run too, since this process notices its end. If a notification cannot
+be sent, a warning is logged.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "dingtalk": ("SPANTUNE_DINGTALK_WEBHOOK",),
     "wecom": ("SPANTUNE_WECOM_WEBHOOK",),
 }
-"""The environment variables that each way needs; SPANTUNE_LARK_SECRET, SPANTUNE_DINGTALK_SECRET and
-SPANTUNE_EMAIL_PORT may be set too."""
+"""The environment variables that each way of notification needs.
+
+SPANTUNE_LARK_SECRET, SPANTUNE_DINGTALK_SECRET and SPANTUNE_EMAIL_PORT are optional.
+"""
 SECONDS = 10.0
-"""Longest that a webhook may take to answer."""
+"""The maximum time, in seconds, in which a webhook must answer."""
 _STATES = {"success": "finished", "crashed": "failed", "aborted": "stopped"}
 log = logging.getLogger(__name__)
 
 
 def require_variables(ways: Sequence[str]) -> None:
-    """Check that the address and password of each way are set.
+    """Check that the environment variables of each way of notification are set.
 
     Raises:
-        ConfigError: names the variables that are missing, or the one that is no port.
+        ConfigError: a variable is missing, or SPANTUNE_EMAIL_PORT is not a port. The message names the variables.
     """
     for way in ways:
         if missing := [name for name in VARIABLES[way] if not os.environ.get(name)]:
@@ -54,7 +56,7 @@ def require_variables(ways: Sequence[str]) -> None:
 
 
 class NotifyTracker:
-    """What is said of a run when it ends: how, its last step, and its F1."""
+    """A tracker that sends notifications when the run ends, with its state, its last step and its F1."""
 
     def __init__(self, info: RunInfo):
         self._info = info
@@ -62,32 +64,32 @@ class NotifyTracker:
         self._figures: dict[str, Mapping[str, float]] = {}
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """Keep the last F1, of the dev documents the best."""
+        """Keep the figures with the best F1 on dev, and the last figures with an F1 on test after training."""
         self._step = max(self._step, step)
         known = self._figures.get(split, {}) if split == "dev" else {}
         if "f1" in values and values["f1"] >= known.get("f1", 0.0) and (split != "test" or step > 0):
             self._figures[split] = values
 
     def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
-        """Nothing: predictions are not sent."""
+        """Do nothing, since predictions are not sent."""
 
     def chart(self, step: int, chart: Chart) -> None:
-        """Nothing: charts are not sent."""
+        """Do nothing, since charts are not sent."""
 
     def attach(self, step: int, path: Path) -> None:
-        """Nothing: the report is not sent."""
+        """Do nothing, since the report is not sent."""
 
     def finish(self, state: str) -> None:
-        """Send the notifications, each of which may fail by itself."""
+        """Send the notifications. If one of them fails, a warning is logged and the others are still sent."""
         message = self._message(state)
         for way in self._info.settings.notify:
             try:
                 _send(way, message)
-            except Exception as error:  # whatever a plugin raises
+            except Exception as error:  # plugins raise errors of many types
                 log.warning("no notification was sent by %s: %s", way, first_line(error))
 
     def _message(self, state: str) -> dict[str, object]:
-        """What is sent as JSON to a webhook; `text` is what people read."""
+        """Return the message, a JSON object, which a webhook gets as it is. Its key `text` is a text for people."""
         killed = state == "aborted" and RunFolder(self._info.folder).state == "killed"
         ended = "killed" if killed else _STATES[state]
         split = next((split for split in ("test", "dev") if split in self._figures), None)
@@ -113,14 +115,14 @@ class NotifyTracker:
 
 
 def _send(way: str, message: Mapping[str, object]) -> None:
-    """Send a message in one way.
+    """Send a message in one way, such as `email`.
 
     Raises:
-        RunError: the plugin says that it was not sent.
-        Exception: anything that a library raises for an address that does not answer.
+        RunError: the plugin does not confirm that the message was sent.
+        Exception: any error that a library raises, for example if an address does not answer.
     """
     text = str(message["text"])
-    if way == "webhook":  # SwanLab's own webhook is called when a run begins, and not when it ends
+    if way == "webhook":  # SwanLab's webhook plugin is not used, since it is called when a run begins
         import requests
 
         body, kind = to_json(message).encode(), {"Content-Type": "application/json"}
@@ -129,13 +131,16 @@ def _send(way: str, message: Mapping[str, object]) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         _plugin(way, text)._send_notification("success", None)
-    if "sent successfully" not in printed.getvalue():  # a plugin prints why, and raises nothing
+    if "sent successfully" not in printed.getvalue():  # a plugin prints its error and does not raise it
         why = " ".join(printed.getvalue().split()).rpartition("❌ ")[2]
         raise RunError(why or "the plugin does not say that it was sent")
 
 
 def _plugin(way: str, text: str) -> Any:
-    """SwanLab's plugin, with our text in the place of its own, which names neither the run nor its F1."""
+    """Return SwanLab's plugin for a way of notification, changed to send `text`.
+
+    The plugin's own text names neither the run nor its F1.
+    """
     from swanlab import plugin
 
     def value(name: str) -> str | None:

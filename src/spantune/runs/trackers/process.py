@@ -1,12 +1,13 @@
-"""A tracker in a process of its own, which protects the run's process from the tracker's SDK.
+"""A tracker in its own process, so that the SDK of the tracker cannot disturb the process of the run.
 
 SDKs of dashboards install handlers for signals, exceptions and exit, read and set environment variables, print to
-stdout and wait for their cloud without a limit. A process of its own can be stopped by a message, and killed. When the
-run's process ends in any way, the tracker sees the end of its input and closes its record: even a hard kill of the run
-leaves a complete one. The cost is a second or two to start, and the memory of a Python process. The process outlives
-the run by no more than the time that a tracker has to finish.
+stdout and wait for their cloud without a time limit. Their own process can be stopped by a message or killed. When the
+process of the run ends for any reason, the tracker process reads the end of its input and closes its record. So the
+record is complete even after a hard kill of the run. The cost is one or two seconds for the start, and the memory of a
+Python process. The tracker process outlives the run by at most the time that a tracker has to finish.
 
-Calls go in as pickles; replies and log records come out as lines of JSON. Both ends are in this module.
+Calls are sent to the process as pickles. Replies and log records are returned as lines of JSON. This module has the
+code of both ends.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from spantune.core import RunError, printable, to_json
 from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo, Tracker
 
 FINISH_SECONDS = 60.0
-"""Longest that a tracker may take to finish."""
+"""The maximum time, in seconds, that a tracker may take to finish."""
 _START = """
 import sys
 source, paths = sys.argv[1], sys.path
@@ -40,27 +41,30 @@ if source not in paths:
 from spantune.runs.trackers.process import main
 main()
 """
-"""What the process runs: it finds this very spantune, after the standard library and before what is installed."""
+"""The program of the process. It imports the same spantune as the run.
+
+The folder of spantune is put into the path after the standard library and before the installed packages.
+"""
 _ERROR = re.compile(r"(error|exception|traceback|fatal|failed|failure)\b", re.IGNORECASE)
-"""What a line that tells of an error has in it."""
+"""A printed line with one of these words is taken for an error message."""
 log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """A class that opens a tracker; it is pickled by its name."""
+    """A class or function that opens a tracker. It is pickled, so it must be found under its name in its module."""
 
     def __call__(self, info: RunInfo) -> Tracker:
-        """Open the tracker."""
+        """Open the tracker of a run."""
 
 
 class TrackerProcess:
     """A tracker whose calls are sent to its process.
 
     Args:
-        name: the tracker's name; one process at a time writes its record of a run.
-        backend: what opens the tracker in the process.
-        info: what the tracker is told about the run.
-        environment: the variables of the process; those of this process when absent.
+        name: the name of the tracker. Only one process at a time may write the tracker's record of a run.
+        backend: opens the tracker inside the process.
+        info: the facts about the run that the tracker gets.
+        environment: the environment variables of the process; None for those of this process.
     """
 
     def __init__(self, name: str, backend: Backend, info: RunInfo, environment: Mapping[str, str] | None = None):
@@ -69,7 +73,7 @@ class TrackerProcess:
         self._started: _Process | None = None
 
     def open(self) -> None:
-        """Start the process and wait until the tracker has opened.
+        """Start the process, and wait until the tracker has opened.
 
         Raises:
             RunError: the tracker could not be opened.
@@ -80,7 +84,7 @@ class TrackerProcess:
         self._started.reply()
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """Send scalars."""
+        """Send figures; see `Tracker.metrics`. This and the next three methods do not wait for a reply."""
         self._process.send(("metrics", (step, values, split)))
 
     def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
@@ -88,7 +92,7 @@ class TrackerProcess:
         self._process.send(("predictions", (step, name, rows)))
 
     def chart(self, step: int, chart: Chart) -> None:
-        """Send a chart's data; it is drawn in the process."""
+        """Send the data of a chart, which is drawn in the process."""
         self._process.send(("chart", (step, chart)))
 
     def attach(self, step: int, path: Path) -> None:
@@ -96,10 +100,10 @@ class TrackerProcess:
         self._process.send(("attach", (step, path)))
 
     def finish(self, state: str) -> None:
-        """Wait until the tracker has closed its record.
+        """Close the record of the tracker, and wait until this is done.
 
         Raises:
-            RunError: it failed, now or before.
+            RunError: the tracker failed in this or an earlier call.
         """
         self._process.send(("finish", (state,)))
         self._process.reply()
@@ -119,11 +123,17 @@ class TrackerProcess:
 def call_apart(
     seconds: float, function: Callable[..., None], *arguments: object, environment: Mapping[str, str] | None = None
 ) -> None:
-    """Call a function of a module in a process of its own, for a bounded time.
+    """Call a function in a process of its own, with a time limit.
+
+    Args:
+        seconds: the time limit.
+        function: a function that can be pickled, so one that is defined in a module.
+        arguments: its arguments.
+        environment: the environment variables of the process; None for those of this process.
 
     Raises:
         RunError: the function raised an error.
-        TimeoutError: it did not end in time and was killed.
+        TimeoutError: the function did not end in time, and its process was killed.
     """
     process = _Process(environment)
     try:
@@ -134,7 +144,7 @@ def call_apart(
 
 
 class _Process:
-    """The run's end of the process."""
+    """The end of the connection in the process of the run. It starts the tracker process."""
 
     def __init__(self, environment: Mapping[str, str] | None):
         self._popen = subprocess.Popen(
@@ -142,17 +152,20 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # Ctrl-C in a terminal is for the run, which tells its trackers how it ended
+            start_new_session=True,  # Ctrl-C must reach only the run, which tells its trackers how it ended
         )
         self._replies: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def send(self, call: tuple[str, tuple[object, ...]]) -> None:
-        """Send a call.
+        """Send a call, without waiting for its reply.
+
+        Args:
+            call: the kind or method, and its arguments.
 
         Raises:
-            RunError: the process has ended; says why.
+            RunError: the process has ended. The message says why.
         """
         assert self._popen.stdin
         try:
@@ -165,9 +178,12 @@ class _Process:
     def reply(self, seconds: float | None = None) -> None:
         """Wait for the reply to a call.
 
+        Args:
+            seconds: the maximum time to wait; None for no limit.
+
         Raises:
-            RunError: the call failed.
-            TimeoutError: there is no reply in this time.
+            RunError: the call failed, or the process has ended.
+            TimeoutError: there was no reply in time.
         """
         try:
             failure = self._replies.get(timeout=seconds)
@@ -177,13 +193,13 @@ class _Process:
             raise RunError(failure)
 
     def end(self, kill: bool = False) -> None:
-        """Close the input of the process, or kill it, and wait for its end."""
+        """Close the input of the process, or kill the process, and wait until it has ended."""
         if kill:
             self._popen.kill()
         assert self._popen.stdin and self._popen.stdout
         try:
             self._popen.stdin.close()
-        except OSError:  # a call was still buffered when the process ended
+        except OSError:  # a call was still in the buffer when the process ended
             log.debug("a call was not taken", exc_info=True)
         self._popen.wait()
         self._reader.join()
@@ -201,7 +217,7 @@ class _Process:
 
 
 def main() -> NoReturn:
-    """The process's end: execute the calls that it is sent until its input ends; never returns."""
+    """Run the tracker process: execute the calls that are sent to it until its input ends. Never returns."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     printed = _PrintedLines(replies)
     logger = logging.getLogger("spantune")
@@ -217,16 +233,17 @@ def main() -> NoReturn:
             name, backend, info, seconds = arguments
             with info.owned(name):
                 _serve(backend(info), seconds, sys.stdin.buffer, replies)
-    except Exception as error:  # one line is sent as the reply, and the traceback goes to run.log
+    except Exception as error:  # the reply is one line, and the traceback goes to run.log
         log.info("%s", traceback.format_exc())
         _leave(replies, printed, _first_line(error))
     _leave(replies, printed, None)
 
 
 class _PrintedLines:
-    """What the SDK and its libraries print, to stdout or stderr: it goes line by line into the log of the run.
+    """Copies what the SDK and its libraries print to stdout and stderr, line by line, into the log of the run.
 
-    Banners and progress are for `run.log` only; a line that tells of an error is a warning, which people see.
+    A line that looks like an error is logged as a warning, which the user sees. Other lines, such as banners and
+    progress, go to `run.log` only.
     """
 
     def __init__(self, replies: IO[str]) -> None:
@@ -240,9 +257,12 @@ class _PrintedLines:
         self._thread.start()
 
     def close(self) -> None:
-        """Send what is left; a process that the SDK has started may hold its end open, and is not waited for."""
+        """Copy the remaining lines, for at most a second.
+
+        A process that the SDK has started may keep the pipe open for longer.
+        """
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # the SDK may have closed it
+            with suppress(OSError, ValueError):  # the SDK may have closed the stream
                 stream.flush()
         for descriptor in (1, 2):
             os.dup2(self._stderr, descriptor)
@@ -258,19 +278,32 @@ class _PrintedLines:
 
 
 def _leave(replies: IO[str], printed: _PrintedLines, failure: str | None) -> NoReturn:
-    """Write out what the SDK has printed, send the last reply, and end the process."""
+    """Copy the remaining printed lines, send the last reply, and end the process.
+
+    Args:
+        replies: the stream of replies.
+        printed: the copier of printed lines.
+        failure: the error message of the last call; None if it succeeded.
+    """
     printed.close()
     _reply(replies, {"failure": failure})
-    os._exit(0 if failure is None else 1)  # an SDK's threads may still wait for its cloud
+    os._exit(0 if failure is None else 1)  # not sys.exit, since threads of an SDK may still wait for its cloud
 
 
 def _serve(tracker: Tracker, seconds: float, calls: IO[bytes], replies: IO[str]) -> None:
-    """Pass calls on to the tracker up to `finish`."""
+    """Pass calls to the tracker until it has finished. If the input ends, as for a killed run, finish as `aborted`.
+
+    Args:
+        tracker: the opened tracker.
+        seconds: the maximum time that `finish` may take.
+        calls: the stream of pickled calls.
+        replies: the stream of replies.
+    """
     _reply(replies, {"failure": None})
     while True:
         try:
             method, arguments = pickle.load(calls)
-        except (EOFError, pickle.UnpicklingError):  # the run was killed, perhaps while it sent
+        except (EOFError, pickle.UnpicklingError):  # the run was killed, perhaps while it was sending a call
             method, arguments = "finish", ("aborted",)
         if method == "finish":
             _end_after(seconds)
@@ -286,14 +319,14 @@ def _serve(tracker: Tracker, seconds: float, calls: IO[bytes], replies: IO[str])
 
 
 def _end_after(seconds: float) -> None:
-    """End the process after this time, since a run that was killed cannot kill it."""
+    """End this process 5 seconds after `seconds` have passed, since a run that was killed cannot kill it."""
     timer = threading.Timer(seconds + 5, os._exit, (1,))
     timer.daemon = True
     timer.start()
 
 
 class _LogSender(logging.Handler):
-    """Sends log records to the run's process, where run.log and stderr are."""
+    """A log handler that sends records to the process of the run, which writes them to run.log and stderr."""
 
     def __init__(self, replies: IO[str]):
         super().__init__()
@@ -306,9 +339,9 @@ class _LogSender(logging.Handler):
 
 def _reply(replies: IO[str], message: Mapping[str, object]) -> None:
     try:
-        replies.write(to_json(message, ascii_only=True) + "\n")  # at once, since two threads reply
+        replies.write(to_json(message, ascii_only=True) + "\n")  # one call for the whole line, since two threads write
         replies.flush()
-    except OSError:  # the run was killed: nobody reads any more
+    except OSError:  # the run was killed, so nobody reads the reply
         return
 
 

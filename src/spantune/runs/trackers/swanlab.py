@@ -1,21 +1,21 @@
-"""SwanLab: a board on this machine, or its cloud, now or later.
+"""SwanLab: a local board on this machine, or SwanLab's cloud, during training or later.
 
-`swanlab.init` is called here and SwanLab's Trainer callback is not used, since that loses the config. What else version
-0.10 does that would lose the record of a run, and what is done about it:
+This module calls `swanlab.init`. SwanLab's Trainer callback is not used, since it loses the config. Version 0.10 of
+SwanLab behaves in these ways, which could lose or spoil the record of a run:
 
-- It reads every SWANLAB_ variable, some of which crash it: its process gets those for the address of the cloud and the
-  account, and no other, since the recipe decides.
-- It writes its store when it finishes, so that killing its process leaves an empty file; a resumed run and `sync` send
-  it everything again.
-- Its local board cannot continue a run and would show a second one: what a killed run wrote is moved aside.
-- Its boards show a nested value of the config as `[object Object]`: the config is flattened to dotted keys.
-- It waits for an unreachable cloud without a limit; its process is killed then, and `sync` sends the rest.
-- It handles Ctrl-C, prints to stdout and finishes its record at exit: in its process, not in the run's.
-- Its local board shows no ECharts and no pages, and one chart for each scalar: charts are pictures there, and have the
-  intervals of types. How several runs share a board is in `board`.
+- It reads every environment variable SWANLAB_…, and some values crash it. So its process gets only the variables for
+  the address of the cloud and the account. Everything else is set by the recipe.
+- It writes its store only when it finishes, so killing its process leaves an empty file. So a resumed run and `sync`
+  send it everything again.
+- Its local board cannot continue a run and would show a second one. So the record of a killed run is moved aside.
+- Its boards show a nested value of the config as `[object Object]`. So the config is flattened to dotted keys.
+- It waits for an unreachable cloud without a time limit. So its process is killed, and `sync` sends the rest.
+- It handles Ctrl-C, prints to stdout and finishes its record at exit. So it has its own process.
+- Its local board shows no ECharts and no HTML pages, and shows one chart for each scalar. So charts are pictures there,
+  and only these pictures have the intervals of types. The module `board` lets several runs share a board.
 
-SwanLab itself reads its key: from SWANLAB_API_KEY, or from what `swanlab login` has stored. The key is written nowhere;
-SWANLAB_DEBUG is hidden for this reason: with it SwanLab logs the credentials that it logs in with.
+SwanLab itself reads its API key, from SWANLAB_API_KEY or from the file of `swanlab login`. The key is never written to
+a file. SWANLAB_DEBUG is hidden from SwanLab, since with this variable it writes credentials into its log.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from spantune.runs.trackers import board
 from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo, flattened
 
 ANSWER_SECONDS = 5.0
-"""Longest that the cloud may take to answer at all before a run is recorded offline."""
+"""The maximum time, in seconds, in which the cloud must answer; otherwise the run is recorded offline."""
 NAME = "swanlab"
 _ALLOWED = ("API_KEY", "API_HOST", "WEB_HOST", "WORKSPACE", "ROOT", "SAVE_DIR", "CONFIG_DIR", "SECRETS_DIR")
 _ALLOWED_VARIABLES = {f"SWANLAB_{name}" for name in _ALLOWED}
@@ -45,11 +45,12 @@ class SwanlabTracker:
     """A SwanLab experiment: config, scalars, predictions as a text panel, charts, and the closing report.
 
     Args:
-        info: what is told about the run.
-        aside: a temporary folder, from which the whole record is sent again while that of the run is not changed.
+        info: the facts about the run.
+        aside: None for the tracker of a run that trains. A temporary folder if the whole record is sent to the cloud
+            again; the record in the run folder is then not changed.
 
     Raises:
-        RunError: the record is to be sent again and the cloud cannot be used; a new run is recorded offline instead.
+        RunError: `aside` is given and the cloud cannot be used. Without `aside`, the run is then recorded offline.
     """
 
     def __init__(self, info: RunInfo, aside: Path | None = None):
@@ -58,8 +59,9 @@ class SwanlabTracker:
         self._swanlab, self._info, self._aside = swanlab, info, aside
         self._mode = "online" if aside else info.settings.swanlab
         self._folder = aside or (info.board if self._mode == "local" else RunFolder(info.folder).swanlab)
-        self._defined: set[str] = set()  # the keys whose place among the charts SwanLab knows
-        self._values: dict[str, tuple[int, float] | None] = {}  # points and value of a scalar; None: no flat line
+        self._defined: set[str] = set()  # the keys whose chart group was given to SwanLab
+        # key to (number of points, value) of a scalar whose points are all equal; None for other scalars
+        self._values: dict[str, tuple[int, float] | None] = {}
         note = info.remembered(NAME)
         self._id = note.get("id") or secrets.token_hex(10)
         info.remember(NAME, id=self._id, sent=False)
@@ -74,7 +76,7 @@ class SwanlabTracker:
             info.remember(NAME, hint=self._hint(finished=False))
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """One chart for each key; on the local board the intervals of types are in the pictures only."""
+        """Record a chart for each key. On the local board, the intervals of types are not recorded as scalars."""
         if self._mode == "local":
             values = {key: value for key, value in values.items() if not key.startswith(("f1_low/", "f1_high/"))}
         named = {f"{split}/{key}": value for key, value in values.items()}
@@ -84,7 +86,7 @@ class SwanlabTracker:
         self._log(step, named)
 
     def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
-        """A panel of texts; in the cloud a table too, which can be sorted."""
+        """Record a panel of texts, and in the cloud also a table that can be sorted."""
         self._log(step, {name: [self._swanlab.Text(row.summary, caption=row.id) for row in rows]})
         if self._mode == "local":
             return
@@ -93,7 +95,7 @@ class SwanlabTracker:
         self._log(step, {f"{name} table": self._swanlab.ECharts(table)})
 
     def chart(self, step: int, chart: Chart) -> None:
-        """A picture on the local board, which shows no ECharts; ECharts for the cloud."""
+        """Record a chart: as a picture on the local board, which shows no ECharts, and as ECharts in the cloud."""
         if self._mode == "local":
             media = self._swanlab.Image(chart.image(), caption=chart.caption)
         else:
@@ -101,7 +103,7 @@ class SwanlabTracker:
         self._log(step, {chart.name: media})
 
     def attach(self, step: int, path: Path) -> None:
-        """The report as text, and for the cloud its page, which it shows, and keeps as a file."""
+        """Record the report as text. In the cloud, also show its page and store it as a file."""
         text = path.with_suffix(".md").read_text(encoding="utf-8")
         self._log(step, {"Report": self._swanlab.Text(text, caption=path.name)})
         if self._mode != "local":
@@ -109,7 +111,7 @@ class SwanlabTracker:
             self._run.save(str(path), base_path=str(path.parent), policy="end")
 
     def finish(self, state: str) -> None:
-        """Close the experiment; this may wait for the cloud without a limit."""
+        """Close the experiment. This may wait for the cloud without a time limit."""
         url = self._run.url if self._mode == "online" else None
         self._run.finish(state=state, error=None if state == "success" else f"the run was {state}")
         if self._mode == "local":
@@ -119,7 +121,7 @@ class SwanlabTracker:
         self._info.remember(NAME, state=state, sent=self._mode == "online", url=url, hint=hint)
 
     def _log(self, step: int, values: Mapping[str, object]) -> None:
-        """Record scalars or media, each new one with its place among the charts."""
+        """Record scalars or media. A key that is new is first assigned to its chart group."""
         for key in values.keys() - self._defined:
             self._run.define_metric(key, section_name=board.section(key), hidden=board.is_summary(key))
         self._defined.update(values)
@@ -132,7 +134,7 @@ class SwanlabTracker:
         try:
             if reason is None:
                 return self._init("online")
-        except Exception as error:  # whatever its SDK raises for a refused login
+        except Exception as error:  # the SDK may raise any error if a login is refused
             reason = str(error).strip() or type(error).__name__
             shutil.rmtree(self._folder, ignore_errors=True)
         if self._aside:
@@ -146,7 +148,7 @@ class SwanlabTracker:
 
     def _init(self, mode: str) -> Any:
         info, settings, swanlab = self._info, self._info.settings, self._swanlab
-        # the console is in run.log; host name, command line and git remote are private
+        # the output of the console is in run.log already; the host name, command line and git remote are private
         quiet = {"terminal": {"proxy_type": "none"}, "probe": {"runtime": False, "git": False, "requirements": False}}
         return swanlab.init(
             project=settings.project,
@@ -160,7 +162,7 @@ class SwanlabTracker:
             log_dir=str(self._folder),
             mode=mode,
             id=self._id,
-            resume="allow",  # only so does it accept our id; it begins a new run where there is none
+            resume="allow",  # needed for SwanLab to accept our id; it begins a new run if there is none with this id
             settings=swanlab.Settings(interactive=False, **quiet),
         )
 
@@ -173,13 +175,13 @@ class SwanlabTracker:
 
 
 class _Options:
-    """ECharts options as SwanLab takes them."""
+    """ECharts options in the form that SwanLab accepts: an object with the method `dump_options`."""
 
     def __init__(self, options: Mapping[str, object]):
         self._options = options
 
     def dump_options(self) -> str:
-        """The options as JSON."""
+        """Return the options as JSON."""
         return to_json(self._options)
 
 
@@ -187,7 +189,7 @@ def require_key() -> None:
     """Check that there is an API key for the online mode.
 
     Raises:
-        ConfigError: there is no API key; SwanLab would block on a prompt.
+        ConfigError: there is no API key. SwanLab would wait at a prompt.
     """
     root = os.environ.get("SWANLAB_ROOT") or os.environ.get("SWANLAB_SAVE_DIR") or Path.home() / ".swanlab"
     if os.environ.get("SWANLAB_API_KEY") or any((Path(folder) / ".netrc").is_file() for folder in (root, ".swanlab")):
@@ -198,7 +200,7 @@ def require_key() -> None:
 
 
 def swanlab_environment() -> dict[str, str]:
-    """The environment of SwanLab's process, without variables that would override the recipe or crash it."""
+    """Return the environment variables for SwanLab's process, without those that override the recipe or crash it."""
     variables = {name for name in os.environ if name.startswith("SWANLAB_")}
     hidden = variables - _ALLOWED_VARIABLES
     if hidden:
@@ -207,7 +209,7 @@ def swanlab_environment() -> dict[str, str]:
 
 
 def unreachable() -> str | None:
-    """Why SwanLab's cloud does not answer within ANSWER_SECONDS; None when it answers anything."""
+    """Return why SwanLab's cloud cannot be reached within ANSWER_SECONDS; None if it sends any answer."""
     import requests
     import swanlab
 
@@ -222,10 +224,10 @@ def unreachable() -> str | None:
 
 
 def sync_store(info: RunInfo) -> None:
-    """Send the store of a run that was recorded offline to its end, under the run's own id.
+    """Send the store of a run that was recorded offline to its end to SwanLab's cloud, under the id of the run.
 
     Raises:
-        RunError: SwanLab's cloud cannot be used or refuses it.
+        RunError: the cloud cannot be used or refuses the upload, or another process records the run.
     """
     import swanlab
 
@@ -236,13 +238,18 @@ def sync_store(info: RunInfo) -> None:
         settings = swanlab.Settings(run=swanlab.Settings.Run(id=note["id"]))
         try:
             swanlab.sync(RunFolder(info.folder).swanlab / note["directory"], settings)
-        except Exception as error:  # whatever its SDK raises for a refused upload
+        except Exception as error:  # the SDK may raise any error if an upload is refused
             raise RunError(f"SwanLab's cloud cannot be had: {error}") from error
         info.remember(NAME, sent=True, hint=f"dashboard: in SwanLab's cloud, run {note['id']}")
 
 
 def _move_aside(info: RunInfo, directory: str) -> None:
-    """Move the record of an earlier process of the run out of the way of the new one, which repeats it."""
+    """Move the record of an earlier process of the run aside, since the new record contains the same points.
+
+    Args:
+        info: the facts about the run.
+        directory: the name of the folder of the earlier record; "" if there is none.
+    """
     own = RunFolder(info.folder).swanlab
     number = 1 + len(list(own.parent.glob(f"{own.name}.killed-*")))
     aside = own.with_name(f"{own.name}.killed-{number}")

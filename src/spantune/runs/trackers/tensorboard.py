@@ -1,6 +1,6 @@
-"""TensorBoard: event files in the run folder's `tensorboard/`, written by tensorboardX, which needs no torch.
+"""TensorBoard: event files in `tensorboard/` of the run folder, written by tensorboardX, which needs no torch.
 
-A resumed run writes them again from the run's own record, so a killed one leaves no gap and no step twice.
+A resumed run writes the event files again from `metrics.jsonl`, so they have no gap and no step twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo
 
 
 class TensorboardTracker:
-    """One folder of event files."""
+    """The event files of a run. Files of an earlier process of the run are removed."""
 
     def __init__(self, info: RunInfo):
         from tensorboardX import SummaryWriter
@@ -28,26 +28,26 @@ class TensorboardTracker:
         info.remember("tensorboard", hint=f"TensorBoard: tensorboard --logdir {folder}")
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """One scalar for each tag."""
+        """Write a scalar for each key, with the tag `<split>/<key>`."""
         for key, value in values.items():
             self._writer.add_scalar(f"{split}/{key}", value, step)
 
     def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
-        """All documents as one Markdown list."""
+        """Write the rows as one Markdown text."""
         self._text(name, step, {row.id: row.summary for row in rows})
 
     def chart(self, step: int, chart: Chart) -> None:
-        """The picture."""
+        """Write the picture of a chart."""
         import numpy as np
 
         self._writer.add_image(chart.name, np.asarray(chart.image()), step, dataformats="HWC")
 
     def attach(self, step: int, path: Path) -> None:
-        """The report's Markdown; TensorBoard keeps no pages."""
+        """Write the Markdown of the report, since TensorBoard shows no HTML pages."""
         self._writer.add_text("report", path.with_suffix(".md").read_text(encoding="utf-8"), step)
 
     def finish(self, state: str) -> None:
-        """Flush and close."""
+        """Write the state, and close the event files."""
         self._writer.add_text("state", state)
         self._writer.close()
 
@@ -56,5 +56,5 @@ class TensorboardTracker:
 
 
 def _code(text: str) -> str:
-    """A block that Markdown shows as it is."""
+    """Return `text` as an indented block, which Markdown shows unchanged."""
     return "\n" + "".join(f"    {line}\n" for line in text.splitlines() if line)

@@ -1,8 +1,9 @@
-"""Upload of a run's record to SwanLab's cloud after the run: once, under the id that the run has had from its start.
+"""Upload of a run's record to SwanLab's cloud after training (`spantune sync`).
 
-A run that was recorded offline to its end is sent from SwanLab's own store, which has the times of all points. The
-record of a run that was killed, recorded locally, or cut off from the cloud is made again from `metrics.jsonl` and
-`predictions/`. What the cloud has already is not sent again. A run that is still being recorded is refused.
+A run is uploaded once, under the id that it got when it started. If it was recorded offline to its end, it is sent from
+SwanLab's store, which has the time of every point. If it was killed, recorded locally, or lost its connection to the
+cloud, its record is made again from `metrics.jsonl` and `predictions/`. Points that the cloud already has are not sent
+again. A run that is still being recorded is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sent:
-    """The id of a run in SwanLab's cloud, its page where that is known, and whether it was sent before."""
+    """The result of an upload.
+
+    Args:
+        id: the id of the run in SwanLab's cloud.
+        url: the page of the run; None if it is not known.
+        before: whether the run had been uploaded before, so that nothing was sent now.
+    """
 
     id: str
     url: str | None
@@ -34,11 +41,15 @@ class Sent:
 
 
 def sync(folder: Path, seconds: float = SECONDS) -> Sent:
-    """Send the record of a run to SwanLab's cloud, unless it is there.
+    """Send the record of a run to SwanLab's cloud, unless it was sent before.
+
+    Args:
+        folder: the run folder.
+        seconds: the maximum time that the upload may take.
 
     Raises:
         ConfigError: there is no API key.
-        RunError: the folder is no run, or the cloud cannot be used or has not taken everything in `seconds`.
+        RunError: the folder is not a run folder, or the cloud cannot be used or has not taken everything in time.
     """
     run = RunFolder(folder)
     info = _info(run.config(), run)
@@ -58,10 +69,10 @@ def sync(folder: Path, seconds: float = SECONDS) -> Sent:
 
 
 def send_again(info: RunInfo) -> None:
-    """Make the run's record in SwanLab's cloud from the files of the run folder.
+    """Record a run in SwanLab's cloud again, from the files of its run folder.
 
     Raises:
-        RunError: the cloud cannot be used.
+        RunError: the cloud cannot be used, or another process records the run.
     """
     run = RunFolder(info.folder)
     with info.owned(NAME), tempfile.TemporaryDirectory() as aside:

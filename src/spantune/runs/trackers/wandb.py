@@ -1,7 +1,7 @@
-"""Weights & Biases: online where the recipe is online, else into the run folder's `wandb/`, to be sent by `wandb sync`.
+"""Weights & Biases: online if `track.swanlab` is `online`, else in `wandb/` of the run folder, for `wandb sync`.
 
-`WANDB_MODE`, where it is set, decides instead. The key is read by W&B itself: from `WANDB_API_KEY` or `wandb login`. A
-resumed run has the id of the first one; offline it is a new folder that holds the whole history.
+The environment variable `WANDB_MODE` takes precedence. W&B itself reads its API key, from `WANDB_API_KEY` or from
+`wandb login`. A resumed run continues under the same id. Offline, it gets a new folder with the whole history.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo
 
 
 class WandbTracker:
-    """One W&B run."""
+    """The record of a run in W&B."""
 
     def __init__(self, info: RunInfo):
         import wandb
@@ -23,7 +23,7 @@ class WandbTracker:
         self._wandb = wandb
         settings = info.settings
         mode = os.environ.get("WANDB_MODE") or ("online" if settings.swanlab == "online" else "offline")
-        # the console is in run.log; host, command line and git remote are private
+        # the output of the console is in run.log already; the host name, command line and git remote are private
         private = {
             "disable_git": True,
             "disable_code": True,
@@ -50,22 +50,22 @@ class WandbTracker:
         info.remember("wandb", id=self._run.id, hint=hint, url=None if self._run.offline else self._run.url)
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
-        """One log call; W&B merges those of a step."""
+        """Log the values. W&B merges several calls for the same step."""
         self._run.log({f"{split}/{key}": value for key, value in values.items()}, step=step)
 
     def predictions(self, step: int, name: str, rows: Sequence[PredictionRow]) -> None:
-        """A table, which can be sorted."""
+        """Log a table, which can be sorted."""
         data = [list(row.cells) for row in rows]
         self._run.log({name: self._wandb.Table(columns=list(PredictionRow.COLUMNS), data=data)}, step=step)
 
     def chart(self, step: int, chart: Chart) -> None:
-        """The picture."""
+        """Log the picture of a chart."""
         self._run.log({chart.name: self._wandb.Image(chart.image(), caption=chart.caption)}, step=step)
 
     def attach(self, step: int, path: Path) -> None:
-        """The report's page, which W&B shows, and its file."""
+        """Log the HTML page of the report, which W&B shows."""
         self._run.log({"report": self._wandb.Html(path.read_text(encoding="utf-8"), inject=False)}, step=step)
 
     def finish(self, state: str) -> None:
-        """Close the run; W&B knows exit codes only."""
+        """Close the run, with an exit code, since W&B has no states: 0 for `success`, else 1."""
         self._run.finish(exit_code=0 if state == "success" else 1)
