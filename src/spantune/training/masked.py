@@ -3,7 +3,7 @@
 A decoder was pretrained to attend only to the text before a token; where spans are read, it also attends to the text
 after the token. In the first epochs some tokens of the training texts are replaced by a placeholder, and the model
 predicts them from the text on both sides. As in pretraining, a token is predicted at the position before it (LLM2Vec,
-arXiv 2404.05961). The entities are not used. On 15,000 sentences of CMeEE five such epochs raised strict F1 by 0.2 to
+arXiv 2404.05961). The entities are not used. On 15,000 sentences of CMeEE five such epochs raised strict F1 by 0.4 to
 0.6 points (docs/quality.md).
 """
 
