@@ -111,7 +111,6 @@ def test_a_port_in_use_is_refused(server: LiveServer, tmp_path: Path) -> None:
         LiveServer(tmp_path, port)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 def test_a_browser_that_goes_away_prints_nothing(server: LiveServer, capfd: pytest.CaptureFixture[str]) -> None:
     port = int(server.url.rpartition(":")[2].strip("/"))
     for _ in range(20):
@@ -122,6 +121,7 @@ def test_a_browser_that_goes_away_prints_nothing(server: LiveServer, capfd: pyte
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 def test_a_browser_shows_the_run_and_its_report(server: LiveServer, tmp_path: Path) -> None:
     (tmp_path / "runs" / "run" / "report.html").write_text("<p>the whole report", encoding="utf-8")
     assert BROWSER

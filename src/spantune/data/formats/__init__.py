@@ -398,7 +398,7 @@ def _fields_of_documents(sample: Sample) -> list[str]:
     fields = []
     for name, rows in (sample.record or {}).items():
         if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            is_text = all("text" in row and row.keys() <= {"id", "text", "meta"} for row in rows)
+            is_text = all("text" in row and row.keys() <= {"id", "text", "meta", "entities"} for row in rows)
             if is_text or _claimant(replace(sample, text="", record=rows[0])):
                 fields.append(name)
     return fields
