@@ -101,7 +101,7 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, on_
             plain.status = "stopped"
             break
         matcher.consume_token(token)
-        forced = [one for one in matcher.compute_ff_tokens() if one != coder.stop_id]  # the stop token ends a piece or the answer
+        forced = [one for one in matcher.compute_ff_tokens() if one != coder.stop_id]  # ends a piece, or the answer
         matcher.consume_tokens(forced)
         plain.ids += [token, *forced]
         distribution = (masked if on_choices else logits).log_softmax(-1)
