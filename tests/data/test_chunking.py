@@ -40,7 +40,7 @@ def test_chunks_end_and_begin_where_sentences_do() -> None:
     assert all(piece.document.text.endswith("。") and piece.document.text.startswith("一") for piece in pieces)
     assert all(
         one.end - other.start == 18 for one, other in pairwise(pieces)
-    )  # two sentences are repeated
+    )  # the chunks repeat two sentences of nine characters
     assert pieces[-1].end == len(text)
 
 
