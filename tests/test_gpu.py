@@ -183,7 +183,7 @@ def test_a_model_becomes_fp8_without_a_second_copy_on_the_gpu(fp8: None) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["bf16", "fp8"])
 def test_layers_with_dropout_compile(fp8: None, base: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Without the compiler's warning that the layers could not be compiled."""
+    """There must be no warning that the layers could not be compiled."""
     made = model(base, dropout=0.2)
     torch._dynamo.reset()
     compile_layers(made, "some")

@@ -127,7 +127,7 @@ def test_what_has_no_one_right_answer_is_left_out_and_logged(tmp_path: Path) -> 
 
 
 def test_a_defect_that_plain_reading_refuses_is_mended(tmp_path: Path) -> None:
-    """In a format of tags: the entity is placed by the CoNLL rule."""
+    """The defect is that of a format of tags: the entity is placed by the CoNLL rule."""
     defect = Defect(Rule.BROKEN_TRANSITION, "I-sym follows O", tolerated=False)
     entity = RawEntity(0, 2, "sym", field="column 2", line=4, defect=defect)
     source = Source(Path("a.txt"), "native", (RawDocument("a", "头痛", (entity,), Path("a.txt"), 3),), {})

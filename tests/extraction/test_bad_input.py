@@ -41,7 +41,7 @@ MODEL = lively_model("phi3", 2)
     ],
 )
 def test_any_text_gets_a_valid_grounded_answer(text: str, on_choices: bool) -> None:
-    """In order, an answer cannot repeat itself; in any order, it is stopped if it repeats itself again and again."""
+    """An answer in order cannot repeat itself; one in any order is stopped if it repeats itself again and again."""
     (got,) = extractor(MODEL, on_choices=on_choices, max_new_tokens=200).stream([Document("a", text)])
     assert got.document.text == text
     kinds = [problem.kind for problem in got.problems if on_choices or problem.kind != "repeated"]

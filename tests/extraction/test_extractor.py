@@ -255,7 +255,7 @@ def parrot(coder: Encoder, text: str, answer: str, *, stops: bool = False) -> An
 @pytest.mark.no_cover
 @pytest.mark.parametrize("grounded", [False, True])
 def test_an_answer_that_goes_round_in_circles_is_stopped_and_reported(grounded: bool) -> None:
-    """In any order it is stopped; a model trained on choices is held to the order and continues with later entities."""
+    """A model trained on choices is held to the order, so it continues with later entities and is not stopped."""
     first, again = (f'{{"entity_text": "{mention}", "entity_label": "dis"}}\n' for mention in ("c", "ab"))
     model = parrot(encoder(), "abc", first + again * 4)
     (found,) = extractor(model, grounded=grounded).stream([Document("a", "abc")])

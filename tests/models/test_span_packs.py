@@ -86,7 +86,7 @@ def test_packs_by_their_spans_are_packs_under_the_mask(view: str, instruction: b
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
 def test_no_text_sees_another(family: str, view: str) -> None:
-    """Neither by attention nor by the convolution: logits are bit-equal if the last or the first text changes."""
+    """Attention and convolution stay in a text: its logits are bit-equal if the last or the first text changes."""
     settings = spans_settings(view=view)
     model, encoder = reader(family, settings), span_encoder(settings, byte_tokenizer())
     texts = ["abcde it", "entity", "xyz 肺炎"]

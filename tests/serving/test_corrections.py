@@ -1,4 +1,4 @@
-"""Corrections by people: which are accepted, how they are stored and read back, and how they become a corpus."""
+"""Corrections by people: which are accepted, how they are stored and read back, and their use as a corpus."""
 
 from __future__ import annotations
 

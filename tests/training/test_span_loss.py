@@ -40,7 +40,7 @@ def by_formula(logits: Tensor, pack: SpanPack, documents: list[Document], longes
 
 @pytest.mark.parametrize("longest", [6, 12])
 def test_the_loss_is_that_of_the_formula(longest: int) -> None:
-    """With texts without entities, an empty text, an entity of two types, and one that is annotated twice."""
+    """Some texts have no entities, one is empty, one entity has two types, and one is annotated twice."""
     twice = Document("e", "ab", (Entity(0, 2, "dis"), Entity(0, 2, "sym"), Entity(0, 2, "dis")))
     documents = [*DOCUMENTS, twice]
     pack = span_pack(span_encoder(spans_settings(longest=longest)), documents)
@@ -55,7 +55,7 @@ def test_the_loss_is_that_of_the_formula(longest: int) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 60.0, 2000.0])
 def test_gradients_are_finite_whatever_the_logits_are(scale: float) -> None:
-    """Also without spans, without gold entities, and if every score is certain and wrong."""
+    """They are finite also without spans, without gold entities, and if every score is certain and wrong."""
     pack = span_pack(span_encoder(spans_settings()), DOCUMENTS)
     logits = torch.full((len(pack.token), pack.width, 2), scale)
     logits[pack.gold.unbind(1)] = -scale

@@ -64,7 +64,7 @@ def masked(query: Tensor, key: Tensor, value: Tensor, where: Places, window: int
 def test_attention_by_spans_is_attention_under_the_mask(
     shape: tuple[int, list[int]], window: int | None, is_causal: bool, seed: int
 ) -> None:
-    """In causal order, and with each text read as a whole."""
+    """Two masks are compared: causal order, and each text read as a whole."""
     shared, lengths = shape
     owner = owners(shared, lengths)
     position = [*range(shared), *(shared + place for length in lengths for place in range(length))]
