@@ -281,7 +281,7 @@ def test_every_private_name_of_a_library_is_in_the_table() -> None:
         for node in part
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     }
-    public = {"_asdict", "_replace", "_fields", "_exit"}  # public, although with an underscore
+    public = {"_asdict", "_replace", "_fields", "_exit"}  # documented with their underscore
     table = " ".join(_private_apis())
     for path, part in nodes.items():
         used = {node.attr for node in part if isinstance(node, ast.Attribute)}
