@@ -1,10 +1,11 @@
-"""Does a narrower frozen base learn as the wide one does? The same run over each, loss beside loss.
+"""Compare training over several kinds of frozen base: does a low-precision base learn as well as a bf16 one?
 
     python bench/base_curve.py                                  bf16 and fp8, 200 steps of the embedded model
     python bench/base_curve.py --bases fp32 fp8 nf4 --set model.source=FOLDER data.train=FILE
 
-Prints the mean loss of every tenth of the run and the largest difference to the first base's, as a Markdown table or as
-one JSON object. Runs anywhere: without a GPU that has FP8 products they are computed from the same e4m3 numbers.
+The same recipe is trained over each base. The result is the mean training loss of every tenth of the run, and the
+largest relative difference from the first base, as a Markdown table or one JSON object. It runs on any machine: on a
+GPU without FP8 matrix products, and on a CPU, the products are computed from the same e4m3 values.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PARTS = 10
 
 
 def main() -> None:
-    """Train over each base and compare."""
+    """Train over each base, compare the losses and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", nargs="+", default=["bf16", "fp8"])
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "demo.yaml")
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def curve(recipe: Path, base: str, steps: int, folder: Path, changes: list[str]) -> list[float]:
-    """Mean losses an answer token of the tenths of a run."""
+    """Train `steps` steps over `base` and return the mean loss of each tenth of the run, in nats per answer token."""
     fixed = {
         "run.folder": folder,
         "run.name": base,
@@ -68,7 +69,7 @@ def curve(recipe: Path, base: str, steps: int, folder: Path, changes: list[str])
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Return the losses as a Markdown table."""
     difference = found["difference"]
     lines = ["| base | mean loss by tenths of the run | largest difference |", "|---|---|---|"]
     for base, values in found["losses"].items():

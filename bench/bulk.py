@@ -1,11 +1,13 @@
-"""Memory and speed of `spantune extract` over many documents, one process a count so that each peak is its own.
+"""Measure the memory and speed of `spantune extract` over many documents.
 
     python bench/bulk.py [--documents 12000 24000] [--run RUN] [--folder FOLDER] [--json]
 
-Documents are short sentences of the bundled clinical corpus, numbered so that all differ. Without a run, a model of
-two small layers is trained on some of them for seconds: its answers are cut short, so that the work around the model is
-what is measured. Memory is constant when the last column stays near 0, from 10,000 documents on: so many texts a
-tokenizer keeps, some 50 MiB with the toy's, whose words are whole prompts. Prints a Markdown table, or one JSON object.
+Each number of documents is extracted by a process of its own, so that the memory peaks are independent. The documents
+are short sentences of the bundled clinical corpus with a number appended, so that all are different. Without `--run`,
+a model of two small layers is trained for a few seconds. Its answers are cut short, so that the bench measures the work
+around the model. Memory is constant if the last column stays near 0. Compare from 10,000 documents on: the tokenizer
+caches the first 10,000 words that it has seen. With the toy model, whose words are whole prompts, this cache takes
+about 50 MiB. Prints a Markdown table, or one JSON object.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from spantune.data import formats
 
 
 def make_run(folder: Path) -> None:
-    """Train `folder`/toy, a finished run of a toy model."""
+    """Train a toy model; the finished run is written to `folder`/toy."""
     from helpers.fakes import MERGES, save_model
     from spantune.core import parse_config
     from spantune.training import train
@@ -48,7 +50,7 @@ def make_run(folder: Path) -> None:
 
 
 def write_texts(path: Path, count: int) -> None:
-    """`count` different lines of text."""
+    """Write `count` lines of text to `path`, all different."""
     texts = sorted((document.text for document in formats.read("bundled:clinical-zh-train").documents), key=len)[:50]
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
@@ -56,7 +58,7 @@ def write_texts(path: Path, count: int) -> None:
 
 
 def measure(run: Path, source: Path, out: Path) -> tuple[float, float, int]:
-    """Seconds, peak of resident memory in MiB, and lines written by one call of the command line."""
+    """Run `spantune extract` once; return its seconds, its peak of resident memory in MiB and the lines written."""
     command = [sys.executable, "-m", "spantune", "extract", str(run), str(source), "--out", str(out)]
     began = time.perf_counter()
     pid = os.posix_spawn(sys.executable, command, os.environ)
@@ -82,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         run = arguments.run or folder / "toy"
-        if arguments.run is None:  # in a process of its own: what this one takes would count as its children's
+        if arguments.run is None:  # train in another process: the children of this process inherit its memory peak
             subprocess.run([sys.executable, __file__, "--make", str(folder)], check=True, stdout=subprocess.DEVNULL)
         rows = []
         for count in sorted(arguments.documents):

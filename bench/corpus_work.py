@@ -1,13 +1,15 @@
-"""Speed and memory of `spantune data check` and `data split` on large corpora, by one process and by several.
+"""Measure the speed and memory of `spantune data check` and `data split` on large corpora, with several process counts.
 
     python bench/corpus_work.py [--megabytes 10 100] [--workers 1 2] [--before SRC] [--corpus FILE …] [--json]
     python bench/corpus_work.py --megabytes 1000 --workers 2
 
-The corpus is made of real sentences, over and over: of each, half of the characters outside of entities are drawn anew
-from the corpus, one text in a hundred stands twice, and two have another end. By default the sentences are those that
-come with spantune. `--before` also measures the code of another checkout, given by its folder `src`. Each command runs
-in a process of its own, says what it is at, and a row is printed as it is measured: seconds, CPU seconds of all
-processes, and the sum of the largest memory that each of them had. 10 and 100 MB take some three minutes on two cores.
+The corpus is made from real sentences, by default those that come with spantune. In each sentence, half of the
+characters outside of entities are replaced by random characters of the corpus. 1 % of the texts repeat an earlier text,
+and 2 % are an earlier text with one more character at the end. `--before` also measures the code of another checkout,
+given by its folder `src`.
+
+Each command runs in a process of its own. A row is printed as soon as it is measured: seconds, CPU seconds of all
+processes, and the sum of the memory peaks of these processes. 10 and 100 MB take about three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ Row = dict[str, object]
 
 
 def varied(sentences: Sequence[Document], seed: int = 0) -> Iterator[Document]:
-    """Yield sentences made of real ones, without end."""
+    """Yield sentences made from `sentences`, without end: most are varied, some repeat or extend an earlier one."""
     chance = random.Random(seed)
     signs = "".join(document.text for document in sentences)
     recent: list[Document] = []
@@ -64,7 +66,7 @@ def varied(sentences: Sequence[Document], seed: int = 0) -> Iterator[Document]:
 
 
 def write(path: Path, sentences: Sequence[Document], megabytes: int) -> int:
-    """Write so many megabytes, and return how many documents they are."""
+    """Write about `megabytes` MB of varied sentences to `path`; return the number of documents."""
     written = documents = 0
     with path.open("wb") as file:
         for document in varied(sentences):
@@ -76,7 +78,7 @@ def write(path: Path, sentences: Sequence[Document], megabytes: int) -> int:
 
 
 def tree_of(pid: int) -> list[int]:
-    """Return the process and all that it started."""
+    """Return the process ids of `pid` and of all its descendants."""
     found = [pid]
     for process in found:
         for task in Path(f"/proc/{process}/task").glob("*/children"):
@@ -88,7 +90,7 @@ def tree_of(pid: int) -> list[int]:
 
 
 def peak_of(pid: int) -> float:
-    """Return the largest memory that a process had so far, in MiB; 0 for one that is gone."""
+    """Return the peak of resident memory of a process so far, in MiB; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -97,7 +99,7 @@ def peak_of(pid: int) -> float:
 
 
 def measure(arguments: Sequence[str], source: Path) -> Row:
-    """Run the command line of the code in `source`, and return what it took."""
+    """Run `spantune data` with the code in the folder `source`; return its seconds, CPU seconds and memory in MiB."""
     peaks: dict[int, float] = {}
     before = os.times()
     began = time.perf_counter()
@@ -117,7 +119,7 @@ def measure(arguments: Sequence[str], source: Path) -> Row:
     printed, _ = process.communicate()
     ended.set()
     watcher.join()
-    if process.returncode not in (0, 1) or not printed.startswith(b"{"):  # 1: the corpus has errors, or a traceback
+    if process.returncode not in (0, 1) or not printed.startswith(b"{"):  # 1: errors in the corpus, or a traceback
         raise SystemExit(f"failed: {' '.join(arguments)}")
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
@@ -129,7 +131,7 @@ def measure(arguments: Sequence[str], source: Path) -> Row:
 
 
 def main() -> None:
-    """Measure what the command line asks for, and print each row as it is measured."""
+    """Measure the commands, sizes and process counts of the command line, and print each row when it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", nargs="+", type=int, default=[10, 100])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
@@ -161,7 +163,7 @@ def main() -> None:
 
 
 def report(row: Row, *, is_json: bool) -> None:
-    """Print a row as soon as it is measured."""
+    """Print one row: as JSON, or as a row of the Markdown table."""
     if is_json:
         print(json.dumps(row), flush=True)
         return

@@ -1,17 +1,19 @@
-"""Extraction by one process on each of several GPUs: documents a second, and how many times as many as by one.
+"""Measure extraction by one process on each of several GPUs: documents per second, and the ratio to one process.
 
     python bench/devices.py --run runs/demo --data bundled:clinical-zh-test --device cpu --devices 1 2
     python bench/random_phi4.py FOLDER                                     # Phi-4's shape, random weights, 29 GB
     python bench/devices.py --make FOLDER --run runs/random --data cmeee.jsonl --devices 1 2 4
 
-What is measured is the code of `spantune extract --devices`. For each number of `--devices`, so many processes extract
-`--documents` each, so that all have the same work whatever their number. The seconds until every process has loaded
-the model are told apart from the rate, which counts from then until the last result. `--make` writes the run folder
-first: an adapter that changes nothing over the model in FOLDER, and for `--answer spans` a head that has about eight
-candidates in a document. Answers of random weights are random text of the document; `--tokens` bounds them. The first
-processes on a machine compile kernels: `--devices 1 1 2` measures one process again, and takes that.
+This measures the code of `spantune extract --devices`. Each number in `--devices` is a number of processes. Every
+process extracts `--documents` documents, so that the work of a process does not depend on their number. The time until
+every process has loaded the model is reported separately (`ready_s`); the rate counts from then until the last result.
 
-Each number is printed as a line of JSON when it is measured.
+`--make FOLDER` first writes the run folder: an adapter that changes nothing, over the model in FOLDER. With
+`--answer spans` the run also has a head, set to about eight candidates per document. Random weights write random text
+of the document as the answer; `--tokens` limits its length. The first processes on a machine also compile kernels.
+`--devices 1 1 2` therefore measures one process twice and uses the second result.
+
+A line of JSON is printed for each number of processes, as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Measure each number of devices, and print the ratios."""
+    """Measure each number of processes, and print the ratios to the first one."""
     chosen = _options()
     if chosen.make is not None and not chosen.run.exists():
         began = time.perf_counter()
@@ -62,7 +64,7 @@ def main() -> None:
 
 @dataclass
 class _Clock:
-    """Yields documents, and notes when the first of them was asked for: all processes have then loaded the model."""
+    """Yields documents and records when the first is requested, which is when all processes have loaded the model."""
 
     documents: Sequence[Document]
     ready: float = field(default=0.0)
@@ -73,7 +75,7 @@ class _Clock:
 
 
 def _measured(chosen: argparse.Namespace, count: int, documents: Sequence[Document]) -> dict[str, Any]:
-    """The rate of `count` processes, and what they found."""
+    """Extract `documents` with `count` processes; return the rate, and what is needed to compare the results."""
     settings = RunFolder(chosen.run).config().extract
     if chosen.tokens:
         settings = settings.model_copy(update={"max_new_tokens": chosen.tokens})
@@ -139,7 +141,7 @@ def _make_run(chosen: argparse.Namespace) -> None:
     best = BestAdapter(chosen.run, model, complete, save_trained, copy_trained)
     best.offer(1, {"f1": 0.5, "f1_low": 0.25, "f1_high": 0.75})
     del model, loaded, best
-    if device == "cuda":  # the processes need the memory
+    if device == "cuda":  # free the memory for the processes that extract
         torch.cuda.empty_cache()
 
 

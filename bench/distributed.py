@@ -1,14 +1,19 @@
-"""Training steps by one process and by several: examples a second, their ratio, and the memory of a rank.
+"""Compare training steps by one process and by several: examples per second, their ratio, and the memory of a rank.
 
     python bench/distributed.py --lengths lengths.json --only plain ranks            # one GPU, then all, FP8 base
     python bench/distributed.py --lengths lengths.json --only launched fsdp          # accelerate launch; bf16, divided
     python bench/distributed.py --device cpu --gpus 2 --only plain ranks fsdp        # gloo, a small model
 
-`plain` is one process as `spantune train` starts it, `launched` the same through `accelerate launch`, `ranks` one
-process on each GPU through torchrun, `fsdp` the same with the layers of a bf16 base divided over them. On a GPU the
-model has Phi-4's shape and random weights; `--lengths` and the examples are those of `train_step.py`. A step has
-`--examples` examples over all ranks. Times are medians of whole steps after a warm-up, the device synchronised. The
-bench ends after `--seconds`, which the parts share, or when it is stopped, with what is measured so far.
+The parts are:
+- `plain`: one process, as `spantune train` starts it;
+- `launched`: one process started by `accelerate launch`;
+- `ranks`: one process on each GPU, started by torchrun;
+- `fsdp`: like `ranks`, with the layers of a bf16 base divided over the ranks.
+
+On a GPU the model has Phi-4's shape and random weights. `--lengths` and the examples are those of `train_step.py`. One
+step has `--examples` examples, counted over all ranks. Times are medians of whole steps after a warm-up, with the
+device synchronised. The parts share `--seconds`. A bench that reaches this limit, or that is stopped, reports the steps
+measured so far.
 """
 
 from __future__ import annotations
@@ -86,7 +91,7 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _part(chosen: argparse.Namespace) -> None:
-    """Take the steps of one part in this process, one of its ranks; rank 0 prints a JSON line after every step."""
+    """Take the training steps of one part as one of its ranks; rank 0 prints a JSON line after every step."""
     from spantune.core import parse_config
     from spantune.training import join
 
@@ -138,7 +143,7 @@ def _part(chosen: argparse.Namespace) -> None:
 
 
 def _pack_tokens(chosen: argparse.Namespace, least: int, ranks: Any) -> int:
-    """The size of packs that `spantune train` chooses on a GPU of much memory."""
+    """Return the most tokens of a pack that `spantune train` would choose on a GPU with enough memory."""
     from spantune.training.pack_size import Load, largest_packs
 
     if chosen.device == "cpu" or ranks.in_lockstep:
@@ -148,7 +153,7 @@ def _pack_tokens(chosen: argparse.Namespace, least: int, ranks: Any) -> int:
 
 
 def _on_gpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Any, int, dict[str, Any]]:
-    """Phi-4's shape ready to be trained, the default size of packs, and what the base takes."""
+    """Return a model of Phi-4's shape ready for training, the default size of packs, and the GiB of the base."""
     from spantune.core import config
     from spantune.models import attach, compile_layers, divide_layers
 
@@ -163,7 +168,7 @@ def _on_gpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Any, int, dict[str,
 
 
 def _on_cpu(chosen: argparse.Namespace, ranks: Any) -> tuple[Any, int, dict[str, Any]]:
-    """The same on a small model of Phi-4's kind in fp32, with random weights."""
+    """Return the same as `_on_gpu` for a small fp32 model of Phi-4's architecture, with random weights."""
     from random_phi4 import CONFIG
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,19 +1,20 @@
-"""The speed of extraction: documents and tokens a second, milliseconds of a pass by its width, and of the host.
+"""Measure the speed of extraction: documents and tokens per second, milliseconds per pass and on the host.
 
     python bench/extract.py                               the embedded model and corpus
     python bench/extract.py --run runs/demo --data FILE   a trained run: its own answers, with their F1
     python bench/extract.py --model FOLDER --data FILE    a model folder; without weights in it they are drawn at random
     python bench/extract.py --model FOLDER --data FILE --base fp8 --compile off
 
-Without a run every system is made to write the gold answers, so that the work is that of real answers whatever the
-model knows (see `following`). Ours runs at each of `--rows`, its cache and graphs warm. transformers' batched
-`generate`, which has neither grammar nor continuous batching, is a row too, at each of `--batches`; it is no peer: a
-server such as vLLM is what people would take. Of a run that reads spans only its own rate is measured;
-`span_extract.py` measures reading without one, and `passes.py` the kernels of a pass that writes.
+Without a run, every system is forced to write the gold answers, so that the work is that of real answers with any
+weights (see `following.py`). spantune is measured at each number of rows in `--rows`, after its cache and CUDA graphs
+are warm. The batched `generate` of transformers is measured at each size in `--batches`. It has neither a grammar nor
+continuous batching, so it is only a reference; `vllm_peer.py` measures a real alternative. For a run that reads spans,
+only its own rate is measured. `span_extract.py` measures reading spans without a run, and `passes.py` the kernels of a
+pass that writes.
 
-Says what it is at on stderr. All ends within about `--minutes`, which the parts share: a part that is not through by
-then gives the rates of what it has, and is marked `stopped`; its documents are then counted by their tokens. `--json`
-prints one JSON object as the last line, also when it is stopped (Ctrl-C, SIGTERM): what is measured so far.
+Progress is printed to stderr. The parts share `--minutes`. A part that is not finished in its share reports the rates
+of what it has done and is marked `stopped`; its documents are then counted by their tokens. `--json` prints one JSON
+object as the last line, with the results so far if the bench is stopped (Ctrl-C, SIGTERM).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from spantune.models import NAME, attach, load, load_tokenizer, pack_weights, pi
 BATCHES = {"cpu": [4, 8, 16, 32], "cuda": [32, 64, 128, 256]}
 ROWS = {"cpu": [32], "cuda": [256, 352]}
 LIMIT = {"cpu": 1024, "cuda": 2000}
-DOCUMENTS = {"cpu": 64, "cuda": 1024}  # of a pass that reads
+DOCUMENTS = {"cpu": 64, "cuda": 1024}  # documents per pass, for a run that reads spans
 
 
 def main() -> None:
@@ -80,7 +81,7 @@ def main() -> None:
 
 
 class Bench:
-    """The systems on one model and one corpus."""
+    """The systems to compare, on one model and one corpus."""
 
     def __init__(
         self, model: Any, encoder: TextEncoder, documents: Sequence[Document], gold: Gold | None, choices: bool
@@ -90,10 +91,10 @@ class Bench:
         self.rows: int | None = None
         self.compile: Literal["auto", "on", "off"] = "auto"
         self.end = time.monotonic() + 3600
-        self.parts = 1  # that are left, and share the time that is left
+        self.parts = 1  # parts that are not measured yet; they share the remaining time
 
     def run(self, found: dict[str, Any], batches: Sequence[int], rows: Sequence[int], skip: Sequence[str]) -> None:
-        """All figures, each in `found` as soon as it is measured."""
+        """Measure every part that `skip` does not name; each result is put into `found` as soon as it is measured."""
         bursts = {}
         self.parts = len(rows) + len({"free", "replay", "first", "generate"} - set(skip)) + 8 * ("drafts" not in skip)
         if self.gold is not None:
@@ -128,7 +129,7 @@ class Bench:
             )
 
     def read(self, rows: Sequence[int]) -> dict[str, Any]:
-        """All figures of a run that reads spans, whose rows are the documents of a pass; nothing else does its work."""
+        """Measure a run that reads spans; `rows` are the numbers of documents per pass."""
         ours = {number: self.ours(number) for number in rows}
         self.rows = max(ours, key=lambda number: ours[number]["documents_per_s"])
         by_rows = {number: figures["documents_per_s"] for number, figures in ours.items()}
@@ -136,21 +137,27 @@ class Bench:
         return {"documents": len(self.documents), "reads": best, "reads_by_rows": by_rows}
 
     def share(self) -> float:
-        """The time by which the next part must end; the parts that are left have as much of it each."""
+        """Return the `time.monotonic` at which the next part must end; the remaining parts share the time equally."""
         now, parts = time.monotonic(), max(1, self.parts)
         self.parts -= 1
         return now + max(1.0, self.end - now) / parts
 
     def tool(self, rows: int | None = None, grounded: bool = True) -> Follower:
-        """An Extractor of this model."""
-        gc.collect()  # the cache of the one before
+        """Return an extractor over this model that records its passes."""
+        gc.collect()  # free the cache of the previous extractor
         settings = config.Extract(batch_size=rows, grounded=grounded, compile=self.compile)
         made = Follower(self.model, self.encoder, settings, on_choices=self.choices)
         made.gold = self.gold
         return made
 
     def ours(self, rows: int, grounded: bool = True, bursts: Any = None) -> dict[str, Any]:
-        """Our extraction of all documents, after a warm-up on some."""
+        """Extract all documents with spantune after a warm-up; return rates, counts and memory.
+
+        Args:
+            rows: documents that are computed at a time.
+            grounded: whether the grammar constrains the answers.
+            bursts: forced tokens of each answer, used in place of grammars (see `following.record`).
+        """
         writes = not isinstance(self.encoder, SpanEncoder)
         name = "replay" if bursts else "reads" if not writes else "grounded" if grounded else "free"
         until = self.share()
@@ -159,7 +166,7 @@ class Bench:
         tool.bursts = bursts or None
         warm = self.documents[: rows + 8] if self.cuda else self.documents[:2]
         list(tool.stream(warm))
-        keep_for_good()  # as the command does
+        keep_for_good()  # as `spantune extract` does
         if writes:
             tool.seen.passes.clear()
             tool.seen.waited = 0.0
@@ -170,9 +177,9 @@ class Bench:
             tool.seen.until = until
         seconds, stopped = _timed(lambda: _collected(tool, _until(self.documents, until), extractions))
         effort = {name: value - before[name] for name, value in vars(tool.effort).items()}
-        tokens = effort["tokens"] + writes * len(extractions)  # each answer has a stop token too
+        tokens = effort["tokens"] + writes * len(extractions)  # one stop token per answer
         done: float = len(extractions)
-        if stopped and self.gold is not None:  # those that were begun count too
+        if stopped and self.gold is not None:  # also count the tokens of unfinished answers
             done = tokens * len(self.documents) / sum(len(self.gold[document.id]) for document in self.documents)
         found: dict[str, Any] = {
             "documents": len(extractions),
@@ -198,7 +205,7 @@ class Bench:
         return found
 
     def _passes(self, tool: Follower, seconds: float, documents: float) -> dict[str, Any]:
-        """Milliseconds of a pass by its width, those of the host a document, and the share that a GPU was idle."""
+        """Return milliseconds per pass by its width, host milliseconds per document, and the idle share of a GPU."""
         by_width = tool.seen.by_width()
         computing = tool.seen.computing()
         host = seconds - (tool.seen.waited if self.cuda else computing)
@@ -217,7 +224,7 @@ class Bench:
         }
 
     def generate(self, batches: Sequence[int]) -> dict[str, Any]:
-        """`generate` at each batch size on some documents, then at its best on all of them."""
+        """Measure `generate` at each batch size on some documents, then at the fastest one on all of them."""
         gc.collect()
         torch.cuda.empty_cache() if self.cuda else None
         self.model.set_attn_implementation("sdpa")
@@ -249,7 +256,7 @@ class Bench:
         return {"generate": found, "generate_by_batch": by_batch}
 
     def drafts(self, bursts: dict[str, list[list[int]]]) -> dict[str, float]:
-        """What prompt lookup could bring at the most, over all rows and one text at a time: ratios of rates."""
+        """Return upper bounds of what prompt lookup could gain, as ratios of rates: with all rows and with one row."""
         found = {}
         texts = {d.id: self.encoder.tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in self.documents}
         assert self.gold is not None and self.rows is not None
@@ -264,7 +271,7 @@ class Bench:
         return found
 
     def first_entity(self) -> float:
-        """Median seconds from a text's arrival to its first entity, one text at a time."""
+        """Return the median seconds from a text's arrival to its first entity, with one text at a time."""
         tool, until = self.tool(1), self.share()
         tool.seen.watches_first = True
         found = []
@@ -277,12 +284,12 @@ class Bench:
                 break
         median = round(
             statistics.median(found[1:] or found or [float("nan")]), 3
-        )  # the first made the cache and the graphs
+        )  # the first text also builds the cache and the graphs
         _say(f"seconds to the first entity, one text at a time: {median}")
         return median
 
     def quality(self, extractions: Sequence[Extraction]) -> dict[str, Any]:
-        """F1 with its interval, and how many answers were wanting; nothing where answers are given."""
+        """Return F1 with its interval and the rates of faulty answers; nothing if the answers are given."""
         if self.gold is not None:
             return {}
         figure = score(self.documents, [one.document for one in extractions], self.encoder.task.codes).micro
@@ -290,7 +297,7 @@ class Bench:
         return {name: round(value or 0.0, 4) for name, value in found.items()}
 
     def profile(self) -> str:
-        """What the GPU (or CPU) spends its time on while we extract."""
+        """Return the profiler's table of operators during extraction, sorted by GPU (or CPU) time."""
         from torch.profiler import ProfilerActivity, profile
 
         tool = self.tool(self.rows)
@@ -317,7 +324,7 @@ class Bench:
 
 
 def _model(chosen: argparse.Namespace, device: torch.device) -> tuple[Any, TextEncoder, bool]:
-    """The model, its encoder, and whether it was trained on choices only."""
+    """Return the model, its encoder, and whether it was trained on choices only (`train.loss_on: choices`)."""
     if chosen.run is not None:
         tool = load_bare(chosen.run, device.type)
         return tool.model.requires_grad_(False), tool.encoder, tool.on_choices
@@ -328,7 +335,7 @@ def _model(chosen: argparse.Namespace, device: torch.device) -> tuple[Any, TextE
     else:
         loaded = load(config.Model(source=chosen.model, device=device.type))
         model, tokenizer = loaded.model, loaded.tokenizer
-        pack_weights(model)  # as `load_run` does; `generate` has the good of it too
+        pack_weights(model)  # as `load_run` does; `generate` is faster with packed weights too
     return (
         model.eval().requires_grad_(False),
         make_encoder(tokenizer, task, config.Spans(), chosen.max_tokens),
@@ -341,7 +348,10 @@ def _task(chosen: argparse.Namespace) -> TaskSpec:
 
 
 def _random(folder: Path, device: torch.device, base: str) -> Any:
-    """A model of a folder's config with random weights, made where it is to run; `fp8` has an adapter beside it."""
+    """Return a model with random weights, made on `device` from the config in `folder`.
+
+    `fp8` and `nf4` quantize the base and put an adapter beside it; `fp8-merged` has no adapter.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
@@ -362,7 +372,7 @@ def _random(folder: Path, device: torch.device, base: str) -> Any:
 
 
 def _four_bits(model: Any) -> Any:
-    """The model with its linear layers in NF4, as `model.base: nf4` loads it."""
+    """Convert the linear layers of the model to NF4 in place, as `model.base: nf4` loads them; return the model."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     for parent in list(model.modules()):
@@ -376,7 +386,7 @@ def _four_bits(model: Any) -> Any:
 
 
 def _collected(tool: Follower, documents: Iterator[Document], extractions: list[Extraction]) -> bool:
-    """Extract into `extractions`; returns whether the time was over before the end."""
+    """Append to `extractions`; return whether the time was over before all documents were done."""
     try:
         extractions.extend(tool.stream(documents))
     except TimeUp:
@@ -385,7 +395,7 @@ def _collected(tool: Follower, documents: Iterator[Document], extractions: list[
 
 
 def _until(documents: Sequence[Document], end: float) -> Iterator[Document]:
-    """The documents that are asked for before `end`, at least two."""
+    """Yield documents until `end` (`time.monotonic`), at least two."""
     for number, document in enumerate(documents):
         if number > 1 and time.monotonic() > end:
             return

@@ -1,7 +1,7 @@
-"""Decoding that writes given answers, whatever the model would say: real work without a trained model.
+"""Decoding that is forced to write given answers, so that speed can be measured without a trained model.
 
-`Follower` raises the gold token before the grammar's choice, so that everything else is computed as always. With
-`bursts` it takes the forced tokens from a record instead of from grammars: the difference is what grammars cost.
+`Follower` raises the logit of the gold token before the decoder chooses. Everything else is computed as usual. With
+`bursts`, the forced tokens come from a record instead of from grammars; the difference in time is the cost of grammars.
 """
 
 from __future__ import annotations
@@ -24,24 +24,30 @@ from spantune.models import vocabulary_size
 
 RAISED = 1e4
 
-Gold = dict[str, list[int]]  # ids of the answer and the stop token, by document id
+Gold = dict[str, list[int]]  # token ids of the answer and the stop token, by document id
 
 
 class TimeUp(BaseException):
-    """The time of a measurement is over; no Exception, which a decoder would take for a pass that failed."""
+    """The time of a measurement is over.
+
+    It is no `Exception`, because a decoder treats an `Exception` as a failed pass and continues.
+    """
 
 
 class Seen:
-    """What a decoder did: its passes and their tokens, seconds that the host waited, and when the first entity came."""
+    """What a decoder did: its passes, the seconds that the host waited, and the time of the first entity."""
 
     def __init__(self) -> None:
-        self.passes: list[tuple[int, Any]] = []  # tokens, and seconds or two events
+        self.passes: list[tuple[int, Any]] = []  # (tokens, seconds); on a GPU a pair of CUDA events in place of seconds
         self.waited = 0.0
-        self.until = float("inf")  # by time.monotonic
+        self.until = float("inf")  # a `time.monotonic` value; a later pass raises TimeUp
         self.watches_first, self.first = False, None
 
     def by_width(self) -> dict[int, tuple[int, float]]:
-        """Passes and seconds by width: the tokens of a pass, rounded up to a power of two or a multiple of 64."""
+        """Return the number of passes and their seconds by width.
+
+        The width is the tokens of a pass, rounded up to a power of two, or above 32 to a multiple of 64.
+        """
         found: dict[int, tuple[int, float]] = {}
         for tokens, took in self.passes:
             width = -(-tokens // 64) * 64 if tokens > 32 else max(1, 1 << (tokens - 1).bit_length())
@@ -51,19 +57,19 @@ class Seen:
         return dict(sorted(found.items()))
 
     def computing(self) -> float:
-        """The seconds that the device computed passes."""
+        """Return the seconds in which the device computed passes."""
         return sum(seconds for _, seconds in self.by_width().values())
 
     def between(self) -> float:
-        """The seconds of a GPU between passes."""
+        """Return the seconds between the passes, in which the GPU was idle."""
         pairs = zip(self.passes, self.passes[1:], strict=False)
         return sum(max(0.0, before[1].elapsed_time(after[0])) for (_, before), (_, after) in pairs) / 1000
 
 
 class Follower(Extractor):
-    """An Extractor whose work is `seen`; it writes the answers of `gold` where there is one.
+    """An Extractor that records its work in `seen` and writes the answers of `gold`, if they are set.
 
-    With `bursts`, the forced tokens behind each chosen one by document id, it has no grammars.
+    `bursts` are the forced tokens after each chosen token, by document id. If they are set, no grammar is used.
     """
 
     gold: Gold | None = None
@@ -82,7 +88,7 @@ class FollowingWriter(Writer):
         self.tool = tool
 
     def wake(self) -> None:
-        """Make the cache and the decoder, where there is none."""
+        """Make the cache and the decoder if they do not exist yet."""
         if self._decoder is None:
             super().wake()
             assert self._decoder is not None
@@ -90,7 +96,7 @@ class FollowingWriter(Writer):
 
 
 class FollowingDecoder(Decoder):
-    """Chooses the gold token, and notes what it does."""
+    """A Decoder that chooses the gold tokens and records its passes."""
 
     def __init__(self, tool: Follower, plain: Decoder):
         self.__dict__.update(plain.__dict__)
@@ -110,7 +116,7 @@ class FollowingDecoder(Decoder):
         return output
 
     def _timed_replay(self, width: int) -> Tensor:
-        """A pass that is prepared: what the host takes for that is not the GPU's time."""
+        """Replay a prepared pass between two CUDA events, so that its preparation on the host is not timed."""
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         self._events[0].record()
         output = self._replay(width)
@@ -129,14 +135,14 @@ class FollowingDecoder(Decoder):
 
 
 class FollowingChooser(Chooser):
-    """Chooses the gold token."""
+    """A Chooser that chooses the gold tokens."""
 
     def __init__(self, tool: Follower, plain: Chooser):
         self.__dict__.update(plain.__dict__)
         self.tool = tool
 
     def _chosen(self, allowed: Any, output: Tensor) -> Any:
-        """Note how long the host waits; the gold tokens are raised where there is no grammar."""
+        """Choose a token for each row and record how long the host waits; without a grammar, raise the gold logits."""
         began = time.perf_counter()
         if isinstance(allowed, list):
             gold = torch.tensor(allowed).to(output.device, non_blocking=True)
@@ -147,7 +153,10 @@ class FollowingChooser(Chooser):
         return chosen
 
     def allowed(self, rows: Sequence[Row]) -> Any:
-        """The gold token of each row, or nothing where the grammar does not allow it; a list where there is none."""
+        """Return what each row may choose: only the gold token, and nothing if the grammar forbids it.
+
+        Without a grammar this is a list of the gold ids.
+        """
         if self._rules.constraint is None:
             return self._next(rows) if self.tool.gold is not None else None
         if self.tool.bursts is not None:
@@ -176,7 +185,11 @@ class _Record:
 def record(
     tool: Extractor, documents: Sequence[Document], gold: Gold
 ) -> tuple[list[Document], dict[str, list[list[int]]]]:
-    """The documents whose gold answer the grammar allows, and the tokens that it forces behind each chosen one."""
+    """Return the documents whose gold answer the grammar allows, and the forced tokens after each chosen token.
+
+    Returns:
+        The documents; and by document id, one list of forced token ids for each token that the model chooses.
+    """
     kept, bursts = [], {}
     constraint = constraint_of(tool.encoder.tokenizer, vocabulary_size(tool.model), tool.encoder.stop_id)
     for document in documents:
@@ -198,10 +211,11 @@ def record(
 
 
 def drafted(gold: Sequence[int], bursts: Sequence[list[int]], text: Sequence[int], size: int) -> list[list[int]]:
-    """The bursts, if `size` tokens were drafted from the text behind each and those that are right were taken.
+    """Return the bursts that would remain if prompt lookup drafted `size` tokens after each burst.
 
-    What was written last, two tokens or else one, is looked for in the text, and what follows there is the draft. Wrong
-    drafts and their checking cost nothing here: a bound for what prompt lookup can bring.
+    The last two written tokens, or else the last one, are searched for in `text`; the tokens that follow there are
+    the draft. Correct draft tokens are taken as if they were forced. Wrong drafts and their verification cost
+    nothing here, so the result is an upper bound of what prompt lookup could gain.
     """
     starts = [0]
     for burst in bursts:
@@ -214,7 +228,7 @@ def drafted(gold: Sequence[int], bursts: Sequence[list[int]], text: Sequence[int
         while following < len(bursts) and starts[following + 1] <= right:
             following += 1
         if following < len(bursts) and starts[following] < right:
-            following += 1  # the grammar forces the rest of its burst
+            following += 1  # a draft that ends inside a burst is completed by the grammar
         merged.append(list(gold[starts[index] + 1 : starts[following]]))
         index = following
     return merged
@@ -233,7 +247,7 @@ def _agreeing(draft: Sequence[int], gold: Sequence[int]) -> int:
 
 
 class _Following(LogitsProcessor):
-    """Raises each row's gold token; past its end, the stop token."""
+    """A logits processor that raises the gold token of each row, and the stop token after the end of its answer."""
 
     def __init__(self, answers: Sequence[Sequence[int]], prompt: int, stop: int):
         longest = max(map(len, answers))
@@ -249,7 +263,10 @@ class _Following(LogitsProcessor):
 def generated(
     model: Any, encoder: Encoder, documents: Sequence[Document], gold: Gold | None, limit: int
 ) -> list[list[int]]:
-    """The answers' ids by transformers' `generate`, greedy, in one left-padded batch; those of `gold` where given."""
+    """Return the token ids that transformers' `generate` writes, greedily, in one left-padded batch.
+
+    With `gold`, the answers in it are written. The stop token is not part of the result.
+    """
     prompts = [encoder.prompt_ids(document.text) for document in documents]
     width = max(map(len, prompts))
     pad = encoder.tokenizer.pad_token_id if encoder.tokenizer.pad_token_id is not None else encoder.stop_id

@@ -1,10 +1,10 @@
-"""Extraction from fuzzed texts, or from corpora: is every answer valid and every entity in its text?
+"""Extract from random texts or from corpora, and check that every answer is valid and every entity is in its text.
 
     python bench/fuzz.py [--inputs 10000]                 fuzzed texts, a tiny random model, every answer format
     python bench/fuzz.py --data FILE … [--run runs/demo]  the texts of corpora; with --run by a trained model
 
-An untrained model writes whatever its grammar lets it. Prints a line a format and file, and exits with 1 when an entity
-is not in its text, carries another label, or an answer is not of its format.
+An untrained model writes anything that its grammar allows. One line is printed for each answer format and source. The
+exit code is 1 if an entity is not in its text, an entity has an unknown label, or an answer breaks its format.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PIECES = [
 
 
 def fuzzed(count: int, seed: int = 0) -> Iterator[Document]:
-    """Texts of awkward pieces, of any characters, and of one piece over and over; some are empty."""
+    """Yield `count` random texts: awkward pieces, any printable characters, or one piece repeated; some are empty."""
     rng = random.Random(seed)
     for number in range(count):
         kind = rng.random()
@@ -74,9 +74,9 @@ def fuzzed(count: int, seed: int = 0) -> Iterator[Document]:
 
 
 def wanting(extraction: Extraction, task: TaskSpec, text: str, *, ordered: bool = True) -> list[str]:
-    """What is wrong with an extraction that grounded decoding must get right; nothing, it is to be hoped.
+    """Return the faults of an extraction that grounded decoding must never make; an empty list if there are none.
 
-    Without `ordered` an answer may go back and repeat itself, and is stopped where it does so again and again.
+    Without `ordered`, an answer may repeat itself, and is stopped when it repeats itself again and again.
     """
     document, found = extraction.document, []
     if document.text != text:
@@ -100,13 +100,13 @@ def wanting(extraction: Extraction, task: TaskSpec, text: str, *, ordered: bool 
         kinds -= {"truncated"}
     if not ordered:
         kinds -= {"repeated", "truncated"} if extraction.status == "repeated" else {"repeated"}
-    # what has no escape cannot be read back for certain where the text has a quote
+    # `jsonl_seed` has no escapes, so an answer cannot be parsed reliably if the text or a label has a quote
     seed = task.answer == "jsonl_seed" and '"' in text + "".join(task.codes)
     return found + ([] if seed else [f"problem {kind}" for kind in kinds])
 
 
 def tiny(task: TaskSpec, seed: int, *, ordered: bool = True) -> Extractor:
-    """A random model of toy size with a byte-level tokenizer."""
+    """Return an extractor over a tiny random model with a byte-level tokenizer."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from helpers.fakes import MERGES, byte_tokenizer, tiny_model
 
@@ -115,12 +115,12 @@ def tiny(task: TaskSpec, seed: int, *, ordered: bool = True) -> Extractor:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2) if parameter.dim() > 1 else None
     model.tie_weights()
-    settings = config.Extract(max_new_tokens=96 if ordered else 144, batch_size=32)  # room to go round in circles
+    settings = config.Extract(max_new_tokens=96 if ordered else 144, batch_size=32)  # 144: room to repeat itself
     return Extractor(model, Encoder(byte_tokenizer(MERGES), task), settings, on_choices=ordered)
 
 
 def run(tool: Extractor, documents: Sequence[Document], name: str) -> int:
-    """Extract, print a line, and say how many documents were wanting."""
+    """Extract, print one line, and return the number of faults."""
     began, wrong, statuses, entities = time.perf_counter(), Counter[str](), Counter[str](), 0
     for document, extraction in zip(documents, tool.stream(documents), strict=True):
         statuses[str(extraction.status)] += 1
@@ -137,7 +137,7 @@ def run(tool: Extractor, documents: Sequence[Document], name: str) -> int:
 
 
 def main() -> None:
-    """Fuzz, or go through corpora."""
+    """Fuzz, or extract from the given corpora; exit with 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--formats", nargs="+", default=sorted(FORMATS))

@@ -1,8 +1,8 @@
-"""How long it takes to find the choices in gold answers: one process, all cores, and from the cache.
+"""Measure how long it takes to find the choices in gold answers: one process, all cores, and from the cache.
 
     python bench/gold_walk.py --data cmeee.jsonl --documents 2000
 
-Prints one JSON line.
+A choice is an answer token at which the grammar allows more than one token. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     examples = [encoder.example(document) for document in documents]
     answers = [(d.text, e.ids[e.answer_start :]) for e, d in zip(examples, documents, strict=True)]
     sample = answers[:: max(1, len(answers) // chosen.serial)]
-    list(gold_walk.walk(sample[:1], encoder, vocabulary))  # the constraint is made once
+    list(gold_walk.walk(sample[:1], encoder, vocabulary))  # build the constraint once, before timing
     started = time.perf_counter()
     list(gold_walk.walk(sample, encoder, vocabulary))
     figures: dict[str, float] = {"documents": len(documents), "cores": len(os.sched_getaffinity(0))}

@@ -1,12 +1,13 @@
-"""How well do the chosen defaults learn beside hand-tuned tries, with the same five minutes of two CPU cores?
+"""Compare the default hyperparameters with hand-tuned ones, given the same five minutes on two CPU cores.
 
     python bench/hyperparameters.py jobs FOLDER OUT.jsonl       every run as a line: corpus, size, try and overrides
     python bench/hyperparameters.py run OUT.jsonl RESULTS.jsonl --workers 12 [--device cuda]
 
-FOLDER holds NAME-SIZE.jsonl, NAME-dev.jsonl and NAME-test.jsonl. Each corpus and size has seven ways of writing and
-seven of reading. A run takes as many optimizer steps as two CPU cores take in five minutes, by a model of a step's time
-that was fitted to runs there: STEP_SECONDS, and the packed tokens divided by TOKENS_PER_SECOND. So a run can be made on
-any machine, several at once, and gives the F1 that a CPU would reach.
+FOLDER holds NAME-SIZE.jsonl, NAME-dev.jsonl and NAME-test.jsonl. For each corpus and size there are seven runs that
+write answers and seven that read spans. The number of optimizer steps of a run is that which two CPU cores take in five
+minutes, by a model of the step time: STEP_SECONDS, and the packed tokens divided by TOKENS_PER_SECOND. These constants
+were fitted to runs on two cores. So the runs can be made on any machine, several at a time, and give the F1 that a CPU
+would reach.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from spantune.models import read_files
 MODEL = "bundled:gemma3-270m"
 SECONDS, STEP_SECONDS, TOKENS_PER_SECOND, PACK_TOKENS = 300, 0.35, 600, 1024
 READ_STEP_SECONDS, READ_TOKENS_PER_SECOND = 0.33, 490
-"""The same where spans are read: fitted to two runs, 0.62 s for 4 examples of 36 tokens and 1.76 s for 16 of 44."""
+"""The same constants for reading spans, fitted to two runs: 0.62 s for 4 examples of 36 tokens, and 1.76 s for 16
+examples of 44 tokens.
+"""
 CHINESE = ("weibo", "cmeee", "zh")
 WRITING: dict[str, dict[str, Any]] = {
     "rate 1e-3, batch 8": {"learning_rate": 1e-3, "batch_examples": 8},
@@ -55,11 +58,11 @@ READING: dict[str, dict[str, Any]] = {
     "read, rate 1e-3, batch 8": {"learning_rate": 1e-3, "batch_examples": 8},
     "read, rate 3e-4, batch 4": {"learning_rate": 3e-4, "batch_examples": 4},
 }
-"""The first line of each is what the table of spantune has for some sizes; the others are the tries beside it."""
+"""The first entry of WRITING and of READING is spantune's default for some sizes; the others are compared with it."""
 
 
 def jobs(folder: Path, out: Path) -> None:
-    """Write a line for every run that the files of `folder` allow."""
+    """Write a line to `out` for every run that the files of `folder` allow."""
     with out.open("w", encoding="utf-8") as file:
         for path in sorted(folder.glob("*-[0-9]*.jsonl")):
             name, _, size = path.stem.rpartition("-")
@@ -91,12 +94,12 @@ def jobs(folder: Path, out: Path) -> None:
 
 @cache
 def files() -> Any:
-    """The model's tokenizer."""
+    """Return the files of the model, with its tokenizer."""
     return read_files(MODEL)
 
 
 def mean_tokens(task: dict[str, Any], documents: Any) -> float:
-    """The mean number of tokens of a text that is read."""
+    """Return the mean number of tokens of an example that is read."""
     section = parse_config({"model": {"source": MODEL}, "task": task, "data": {"train": "x"}}).task
     settings = config.Spans(longest=1000)
     encoder = SpanEncoder(files().tokenizer, make_task(section), settings, 2048)
@@ -104,7 +107,7 @@ def mean_tokens(task: dict[str, Any], documents: Any) -> float:
 
 
 def token_counts(task: dict[str, Any], documents: Any) -> tuple[int, float]:
-    """The tokens of the shared prefix, and the mean number of the other tokens of an example."""
+    """Return the tokens of the shared prefix, and the mean number of the other tokens of an example."""
     section = parse_config({"model": {"source": MODEL}, "task": task, "data": {"train": "x"}}).task
     encoder = Encoder(files().tokenizer, make_task(section), None)
     examples = [encoder.example(document) for document in documents]
@@ -113,13 +116,13 @@ def token_counts(task: dict[str, Any], documents: Any) -> tuple[int, float]:
 
 
 def step_count(prefix: int, rest: float, batch: int) -> int:
-    """The optimizer steps that fit into the time."""
+    """Return the number of optimizer steps that fit into SECONDS."""
     packs = -(-batch * rest // (PACK_TOKENS - prefix))
     return round(SECONDS / (STEP_SECONDS + (batch * rest + packs * prefix) / TOKENS_PER_SECOND))
 
 
 def run(job: dict[str, Any], data: Path, device: str) -> dict[str, Any]:
-    """Train and measure one job in a process of its own; returns it with its figures."""
+    """Train and measure one job in a process of its own; return the job with its F1, or with its error."""
     settings = {key: value for key, value in job["settings"].items() if key != "answer"}
     name, size, reads = job["corpus"], job["size"], job["task"]["answer"] == "spans"
     rank = 64 if reads else 16
@@ -155,7 +158,7 @@ def run(job: dict[str, Any], data: Path, device: str) -> dict[str, Any]:
 
 
 def run_all(source: Path, out: Path, workers: int, device: str) -> None:
-    """Run the jobs that have no result yet, several at once."""
+    """Run the jobs of `source` that have no result in `out`, `workers` at a time."""
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     finished = {(job["corpus"], job["size"], job["try"]) for job in done}
     pending = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
@@ -163,7 +166,7 @@ def run_all(source: Path, out: Path, workers: int, device: str) -> None:
     cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
 
     def bind() -> None:
-        """Bind this worker and its processes to one core: each would else start as many processes as there are."""
+        """Bind this thread and its child processes to one core, else each would start one process per core."""
         os.sched_setaffinity(0, {next(cores)})
 
     with ThreadPoolExecutor(workers, initializer=bind) as pool, out.open("a", encoding="utf-8") as file:

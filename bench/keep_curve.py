@@ -1,11 +1,12 @@
-"""Does a model learn as well when its MLPs keep in 8 bits what backward needs? The same steps, loss beside loss.
+"""Check that a model learns as well when its MLPs keep their activations for the backward pass in 8 bits.
 
-    python bench/keep_curve.py                    some 5 minutes on two cores: 200 steps after 300 of pretraining
+    python bench/keep_curve.py                    about 5 minutes on two cores: 200 steps after 300 of pretraining
     python bench/keep_curve.py --steps 50 --pretrain 100 --text FILE
 
-There is no small published model whose gate and up are one layer, so one of Phi-3's kind with four layers is trained on
-the bytes of the first half of a text, and then frozen in FP8 for LoRA on the second half. Prints for each way the mean
-loss of all steps, and how far that of 20 steps in a row is at most from the layers one by one.
+No small published model has its gate and up projections in one layer. Therefore a model of Phi-3's architecture with
+four layers is trained on the bytes of the first half of a text. It is then frozen in FP8, and LoRA is trained over it
+on the second half, with the same steps for each way of computing the MLPs. For each way the bench prints the mean loss
+of all steps, and the largest difference from the way `one by one` over a block of 20 steps.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ SHAPE = {"vocab_size": 256, "hidden_size": 128, "intermediate_size": 448, "num_h
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 ROWS, WIDTH, BLOCK = 8, 160, 20
 WAYS: dict[str, Keep | None] = {"one by one": None, "fp8": "fp8", "no FP8": None}
-"""What MLPs keep where they are one operator."""
+"""What a fused MLP keeps for the backward pass; None where its layers are computed one by one."""
 
 
 def main() -> None:
-    """Train a base, then adapters over it in each way, and compare."""
+    """Train a base, then train an adapter over it in each way, and compare the losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--pretrain", type=int, default=300)
@@ -80,7 +81,7 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> fl
 
 
 def _curve(base: Any, batches: list[torch.Tensor], way: str) -> list[float]:
-    """The losses of LoRA over `base`."""
+    """Train LoRA over a copy of `base` and return the loss of each step."""
     from spantune.core import config
     from spantune.models import attach, decoder_layers, to_fp8
     from spantune.models.gated_mlp import fuse_mlps
@@ -98,7 +99,7 @@ def _curve(base: Any, batches: list[torch.Tensor], way: str) -> list[float]:
 
 
 def _shown(parts: Any, what: str) -> Any:
-    """The parts one after another, with where it is on stderr."""
+    """Yield the parts and print the progress to stderr."""
     for number, part in enumerate(parts, start=1):
         yield part
         if number % 50 == 0:

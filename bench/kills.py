@@ -1,10 +1,10 @@
-"""Kill a training run again and again with SIGKILL, go on with it each time, and hold it against one left alone.
+"""Kill a training run repeatedly with SIGKILL, resume it each time, and compare it with an undisturbed run.
 
-A tiny model is trained in processes of their own, which tell through a pipe what they do. Each is killed while it
-trains, writes a checkpoint or evaluates, at a random moment of that, or at any moment at all. Counted are finished
-steps that metrics.jsonl lacks after a kill, checkpoints that bear their name and are not whole, and checkpoints gone
-on from whose weights or optimizer differ from those of the undisturbed run at that step. At the end every line must
-be the same.
+A tiny model is trained in separate processes, which report their events through a pipe. Each process is killed at a
+random moment: while it trains, writes a checkpoint or evaluates, or at any time. The bench counts finished steps that
+are missing from metrics.jsonl after a kill, incomplete checkpoints under a final name, and resumed checkpoints whose
+weights or optimizer state differ from those of the undisturbed run at the same step. At the end, every line of
+metrics.jsonl must equal that of the undisturbed run.
 
     nice -n 19 python bench/kills.py --kills 100
 """
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # its tiny model
+sys.path.insert(0, str(ROOT / "tests"))  # for the tiny model of the tests' helpers
 
 from spantune.core import (  # noqa: E402
     Config,
@@ -47,7 +47,7 @@ from spantune.training import job  # noqa: E402
 
 SERVER = multiprocessing.get_context("forkserver")
 STEPS = 20
-PHASES = ("step", "write", "evaluate")  # with the names of their events
+PHASES = ("step", "write", "evaluate")  # also the names of their events
 NAMES = {"step": "training", "write": "checkpointing", "evaluate": "evaluating", "": "elsewhere"}
 OF_THE_CLOCK = (
     "time",
@@ -64,31 +64,38 @@ STATE = ("adapter_model.safetensors", "optimizer.pt", "random_state.pt")
 
 @dataclass
 class Life:
-    """What one process told: (event, step, seconds since it started), the state it went on from, whether it ended."""
+    """What one training process reported.
+
+    Its events as (event, step, seconds since the start), the checkpoint it resumed from as (step, hashes), and whether
+    the run has ended.
+    """
 
     events: list[tuple[str, int, float]] = field(default_factory=list)
     taken: tuple[int, list[str]] | None = None
     finished: bool = False
 
     def steps(self, event: str) -> list[int]:
-        """The steps at which something happened, in order."""
+        """Return the steps at which `event` was reported, in order."""
         return [step for name, step, _ in self.events if name == event]
 
     @property
     def phase(self) -> str:
-        """What it was doing last."""
+        """The phase of the last event; empty if it belongs to none of PHASES."""
         last = self.events[-1][0].replace("step done", "step") if self.events else ""
         return last if last in PHASES else ""
 
     def durations(self, phase: str) -> list[float]:
-        """How long each turn of a phase took: until the next event."""
+        """Return the seconds of each occurrence of a phase, measured until the next event."""
         times = [*self.events, ("", 0, self.events[-1][2])]
         return [times[i + 1][2] - at for i, (name, _, at) in enumerate(self.events) if name == phase]
 
 
 @dataclass
 class Reference:
-    """The undisturbed run: its lines, the state of its checkpoints by step, and how long things take."""
+    """The undisturbed run.
+
+    Its lines, the hashes of its checkpoints by step, the longest seconds of each phase, and the seconds of the run.
+    """
 
     lines: list[dict[str, Any]]
     states: dict[int, list[str]]
@@ -97,7 +104,7 @@ class Reference:
 
 
 def main() -> int:
-    """Kill as often as asked for, print a table and a line of JSON; 1 where anything was lost."""
+    """Kill `--kills` times, print a table and a line of JSON; return 1 if anything was lost, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -119,7 +126,7 @@ FAILURES = ("lost_steps", "torn_checkpoints", "wrong_checkpoints_taken", "runs_t
 
 
 def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int], Counter[str], float]:
-    """Counts of what went well and ill, and of kills by phase."""
+    """Train and kill; return the counts, the kills by phase and the seconds that all took."""
     started = time.monotonic()
     recipe = _recipe(work)
     reference = _undisturbed(recipe(name="undisturbed", keep=1000))
@@ -127,7 +134,10 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
     phases: Counter[str] = Counter()
 
     def moment() -> tuple[str, int, float] | None:
-        """When to kill next; a kill before there is a folder, or after the end, is one more: none goes on from it."""
+        """Return when to kill next, or None if there were enough kills.
+
+        A kill before the run folder exists, or after the run's end, is followed by no resume, so one more is made.
+        """
         left = kills - counts["kills"] + counts["not_resumed"]
         return _moment(chance, reference) if left > 0 else None
 
@@ -142,7 +152,7 @@ def _kill(work: Path, kills: int, chance: random.Random) -> tuple[dict[str, int]
             counts["wrong_checkpoints_taken"] += _took_wrong(life, reference)
             if not life.finished:
                 counts["kills"] += 1
-                life.finished = RunFolder(folder).is_finished  # killed after its last file
+                life.finished = RunFolder(folder).is_finished  # killed after its last file was written
                 counts["not_resumed"] += life.finished or not folder.is_dir()
                 phases[life.phase] += 1
                 counts["lost_steps"] += _lost_steps(folder, life)
@@ -190,7 +200,7 @@ def _undisturbed(settings: Config) -> Reference:
 
 
 def _moment(chance: random.Random, reference: Reference) -> tuple[str, int, float]:
-    """When to kill: after the how-manieth event of a phase, and how many seconds later; no phase: after the start."""
+    """Draw when to kill: (phase, number of its event, seconds after it); an empty phase means after the start."""
     phase = chance.choice((*PHASES, ""))
     if not phase:
         return "", 0, chance.uniform(0, reference.seconds)
@@ -198,7 +208,7 @@ def _moment(chance: random.Random, reference: Reference) -> tuple[str, int, floa
 
 
 def _live(settings: Config, resume: bool, moment: tuple[str, int, float] | None) -> Life:
-    """Train in a process until it ends, or is killed at the moment; read what it told."""
+    """Train in a process until it ends or is killed at `moment`; return what it reported."""
     told, tells = SERVER.Pipe(duplex=False)
     process = SERVER.Process(target=_work, args=(settings.model_dump(mode="json"), resume, tells))
     process.start()
@@ -213,7 +223,7 @@ def _live(settings: Config, resume: bool, moment: tuple[str, int, float] | None)
                 os.kill(process.pid, signal.SIGKILL)
                 deadline = None
             event, step, state = told.recv()
-        except (EOFError, OSError):  # at its end, or killed in the middle of a word
+        except (EOFError, OSError):  # the process has ended, or was killed while it sent a message
             break
         if state:
             life.taken = step, state
@@ -228,7 +238,7 @@ def _live(settings: Config, resume: bool, moment: tuple[str, int, float] | None)
 
 
 def _work(tree: dict[str, Any], resume: bool, tells: Connection) -> None:
-    """In the process: train, and tell each step, checkpoint and evaluation as it begins and ends."""
+    """Train, and report each step, checkpoint and evaluation when it begins and ends; runs in the child process."""
     from spantune.runs import Checkpoints, resume_recipe
     from spantune.training import StepRunner, TrainingLoop
 
@@ -266,7 +276,7 @@ def _work(tree: dict[str, Any], resume: bool, tells: Connection) -> None:
 
 
 def _lost_steps(folder: Path, life: Life) -> int:
-    """Steps that were over before the kill and that metrics.jsonl lacks: the next one had begun."""
+    """Return how many steps are missing from metrics.jsonl although the next step had begun before the kill."""
     begun = life.steps("step")
     if not begun:
         return 0
@@ -275,7 +285,7 @@ def _lost_steps(folder: Path, life: Life) -> int:
 
 
 def _took_wrong(life: Life, reference: Reference) -> bool:
-    """Whether the process went on from another state than the undisturbed run had at that step."""
+    """Whether the process resumed from another state than the undisturbed run had at that step."""
     return life.taken is not None and reference.states.get(life.taken[0]) != life.taken[1]
 
 
@@ -288,7 +298,7 @@ def _state(checkpoint: Path) -> list[str]:
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run without what the clock made, as is all of what was predicted."""
+    """Return the lines of metrics.jsonl without the plan and without values that depend on the clock or the memory."""
     lines = [line for line in read_metrics(folder) if line["split"] != "plan"]
     return [{key: value for key, value in line.items() if key not in OF_THE_CLOCK} for line in lines]
 

@@ -1,12 +1,12 @@
-"""Milliseconds of a decoding pass by its width, and the kernels that it consists of, at Phi-4's shape on one GPU.
+"""Measure the milliseconds of a decoding pass by its width, and its kernels, at Phi-4's shape on one GPU.
 
     python bench/random_phi4.py FOLDER --tokenizer-only
     python bench/passes.py FOLDER --base bf16 --compile off on
     python bench/passes.py FOLDER --base fp8 --widths 16 256 --kernels 20
 
-Weights are random; over fp8 there is an adapter of rank 64 beside the base. Every row has `--context` tokens and feeds
-`--each`, so that a pass of width 256 has 64 rows. Says on
-stderr what it is at, takes a minute a base, and prints one JSON object a line.
+The weights are random; the fp8 and nf4 bases have an adapter of rank 64 beside them. Every row has a context of
+`--context` tokens and feeds `--each` tokens, so that a pass of width 256 has 64 rows. Progress is printed to stderr,
+and the result as one JSON object per line. Each base takes about a minute.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KINDS = {
 
 
 def main() -> None:
-    """Measure each way of each base."""
+    """Measure the base with plain layers, compiled layers or both."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path)
     options.add_argument("--base", choices=["bf16", "fp8", "fp8-merged", "nf4"], default="bf16")
@@ -53,7 +53,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def measured(model: Any, way: Any, chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """The passes of each width with compiled layers or plain ones."""
+    """Return the figures of each width, with compiled layers (`way` is "on") or plain ones ("off")."""
     print(f"{chosen.base}, compile {way}", file=sys.stderr, flush=True)
     rows = max(chosen.widths) // chosen.each
     forward = Forward(model, Shape(rows, 1024, -(-max(chosen.widths) // 64) * 64))
@@ -71,7 +71,7 @@ def measured(model: Any, way: Any, chosen: argparse.Namespace) -> list[dict[str,
 
 
 def one_pass(forward: Forward, numbers: list[int], width: int, chosen: argparse.Namespace) -> None:
-    """A pass of a width, whose slots are given back."""
+    """Compute one pass of `width` tokens, then release the cache slots that it has filled."""
     used = numbers[: max(1, width // chosen.each)]
     each = min(chosen.each, width)
     counts = {number: len(forward.cache._held[number]) for number in used}
@@ -83,7 +83,7 @@ def one_pass(forward: Forward, numbers: list[int], width: int, chosen: argparse.
 
 
 def kernels(forward: Forward, numbers: list[int], width: int, chosen: argparse.Namespace) -> dict[str, Any]:
-    """The time of a pass, and the milliseconds and launches of each kind of its kernels."""
+    """Return the milliseconds of a pass, and the milliseconds and launches of each kind of its kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]

@@ -1,7 +1,8 @@
-"""The whole job at Phi-4's size on one GPU of 80 GB: plan, train, plain PEFT, extract; and the tutorial's recipe.
+"""Run the whole workflow at Phi-4's size on one GPU of 80 GB: plan, train, load with plain PEFT, extract.
 
-Random weights serve for all but quality (see random_phi4.py). Each part is a process of its own and is
-what a user would type. Prints one JSON line a part; results go to bench/results/.
+The part `seed` also trains the recipe of the tutorial. Random weights are enough for everything except quality (see
+random_phi4.py). Each part runs in a process of its own, with the command that a user would type. Prints one JSON line
+for each part; keep results in bench/results/.
 
     python bench/phi4_walk.py --model FOLDER --data cmeee.jsonl --runs runs
 """
@@ -21,7 +22,7 @@ SMALL = ["data.test_limit=8", "train.eval_documents=8", "train.eval_before=false
 
 
 def main() -> None:
-    """Run the parts that are asked for."""
+    """Run the parts of `--parts`."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", type=Path, required=True)
     options.add_argument("--data", type=Path, required=True)
@@ -37,24 +38,24 @@ def main() -> None:
 
 
 def plan(chosen: argparse.Namespace) -> dict[str, object]:
-    """`spantune plan` of our recipe."""
+    """Run `spantune plan` with the recipe phi4-cmeee.yaml."""
     done = _spantune("plan", ROOT / "recipes/phi4-cmeee.yaml", *_where(chosen, "ours"), *chosen.set, "--json")
     found = json.loads(done.stdout.splitlines()[-1])
     return {"exit": done.returncode, "ok": found["ok"], "estimate": found["estimate"]}
 
 
 def ours(chosen: argparse.Namespace) -> dict[str, object]:
-    """`spantune train recipes/phi4-cmeee.yaml`."""
+    """Run `spantune train recipes/phi4-cmeee.yaml`."""
     return _train(chosen, "phi4-cmeee.yaml", "ours", [f"data.limit={16 * chosen.steps}", *chosen.set])
 
 
 def seed(chosen: argparse.Namespace) -> dict[str, object]:
-    """`spantune train recipes/phi4-cmeee-seed.yaml`."""
+    """Run `spantune train recipes/phi4-cmeee-seed.yaml`."""
     return _train(chosen, "phi4-cmeee-seed.yaml", "seed", [])
 
 
 def peft(chosen: argparse.Namespace) -> dict[str, object]:
-    """Load the saved adapter with plain PEFT onto the plain model and run it once."""
+    """Load the saved adapter with plain PEFT over the plain model, and check that it changes the logits."""
     code = (
         "import sys, torch\n"
         "from transformers import AutoModelForCausalLM\nfrom peft import PeftModel\n"
@@ -73,7 +74,7 @@ def peft(chosen: argparse.Namespace) -> dict[str, object]:
 
 
 def extract(chosen: argparse.Namespace) -> dict[str, object]:
-    """`spantune extract` on ten sentences: every entity must be a substring at its offsets."""
+    """Run `spantune extract` on ten sentences; count the entities whose text stands at their offsets."""
     texts = [json.loads(line)["text"] for line in chosen.data.read_text(encoding="utf-8").splitlines()[:10]]
     source = chosen.runs / "ten.txt"
     source.write_text("".join(text.replace("\n", " ") + "\n" for text in texts), encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Parts of a bench, each in processes of its own under a time limit; what a part has printed by then counts.
+"""Run the parts of a bench one after another, each in processes of its own and with a time limit.
 
-A part prints a JSON object on a line of its own whenever it has new figures; the last value of each key is kept.
-Whatever else it prints goes to stderr. A bench that is stopped (Ctrl-C, SIGTERM) gives what is measured so far.
+A part prints a JSON object on a line of its own whenever it has new figures; the last value of each key is kept. A part
+that is ended at its limit therefore still has the figures that it has printed. Its other output goes to stderr. A bench
+that is stopped (Ctrl-C, SIGTERM) returns what is measured so far.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-GRACE = 10  # seconds between the request to end and the end
-ERROR = 3000  # characters of stderr that are kept of a part that failed
+GRACE = 10  # seconds between SIGTERM and SIGKILL
+ERROR = 3000  # last characters of stderr to keep from a part that failed
 
 
 def run_parts(commands: Mapping[str, Sequence[str]], seconds: float) -> dict[str, dict[str, Any]]:
@@ -25,10 +26,11 @@ def run_parts(commands: Mapping[str, Sequence[str]], seconds: float) -> dict[str
 
     Args:
         commands: the command line of each part, by its name.
-        seconds: of all parts together; what is left is divided evenly by the parts that are left.
+        seconds: limit for all parts together; the remaining time is divided evenly among the remaining parts.
 
     Returns:
-        The figures of each part that was begun, with `stopped` where it was ended early, or `error`.
+        The figures of each part that was started, by its name. A part that was ended early also has `stopped`; a
+        part that failed or has no figures has `error` with the end of its stderr.
     """
     found: dict[str, dict[str, Any]] = {}
     end = time.monotonic() + seconds
@@ -47,10 +49,10 @@ def run_parts(commands: Mapping[str, Sequence[str]], seconds: float) -> dict[str
 
 
 def _run(name: str, command: Sequence[str], seconds: float, row: dict[str, Any]) -> None:
-    """Run a command for so many seconds at most, and put its figures into `row`."""
+    """Run a command for at most `seconds`, and put its figures into `row`."""
     errors: list[str] = []
     ended = threading.Event()
-    # a session of its own, so that the processes that it starts are ended with it
+    # a new session is a process group, so that `_end` also ends the processes that the command starts
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -75,7 +77,7 @@ def _run(name: str, command: Sequence[str], seconds: float, row: dict[str, Any])
 
 
 def _take(name: str, line: str, row: dict[str, Any]) -> None:
-    """Put the figures of a line into `row`, and say how far the part is."""
+    """Put the figures of a line into `row` and print the progress; a line that is no JSON object goes to stderr."""
     if not line.startswith("{"):
         print(line, end="", file=sys.stderr)
         return
@@ -85,7 +87,7 @@ def _take(name: str, line: str, row: dict[str, Any]) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a process and all that it has started, with a moment to end by themselves."""
+    """End a process and all its child processes: SIGTERM first, and SIGKILL after GRACE seconds."""
     for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
         if process.poll() is not None:
             return

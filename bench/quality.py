@@ -1,4 +1,4 @@
-"""How good is reading spans, beside writing them and beside published encoders? The study behind docs/quality.md.
+"""The study behind docs/quality.md: compare reading spans with writing answers and with published encoders.
 
     python bench/quality.py data SOURCE FOLDER                    the corpora as native JSONL; never commit them
     python bench/quality.py jobs FOLDER OUT.jsonl --group curve   the runs of a group, one a line
@@ -6,14 +6,19 @@
     python bench/quality.py table RESULTS.jsonl                   Markdown tables of the results
     python bench/quality.py vote KEPT OUT.jsonl                   what more than half of the files in KEPT predict
 
-A job is a run of `spantune train` in a process of its own, with `--cores` bound to one core. Its recipe is the base of
-its way of answering (`BASE`) with the job's `recipe`, a mapping of `section.key` to value. CMeEE V1 has two halves of
-its dev split: A, the front 1,250 sentences, chooses checkpoints, thresholds and settings; B, the last 1,250, is
-reported. A job with a result is skipped; one that was stopped by `--seconds` or `--until` goes on from its last
-checkpoint, if that is still there. A job may go on from another one (`start`), or average the weights of others
-(`members`), and begins when these have ended: so do those of the group `soup`. `--base` changes the base of spans, so
-that the groups `curve`, `final`, `soup` and `corpora` follow a finalist. `run --keep KEPT` keeps final predictions:
-with the jobs of group `final`, those of three seeds of one recipe, for `vote`.
+A job is a run of `spantune train` in a process of its own; `--cores` binds each process to one core. Its recipe is the
+base of its way of answering (`BASE` in quality_jobs.py) with the job's `recipe`, a mapping of `section.key` to value.
+
+The dev split of CMeEE V1 has two halves. A, the first 1,250 sentences, is for choosing checkpoints, thresholds and
+settings. B, the last 1,250, is reported.
+
+A job with a result is skipped. A job that `--seconds` or `--until` has stopped is resumed from its last checkpoint, if
+that still exists. A job may resume from the checkpoint of another job (`start`), or average the weights of other jobs
+(`members`), and begins when these have ended; the jobs of group `soup` do so.
+
+`--base` changes the settings of every job that reads spans, so that the groups `curve`, `final`, `soup` and `corpora`
+follow a finalist. `run --keep KEPT` keeps the final predictions of every job. With the jobs of group `final` these are
+the predictions of three seeds of one recipe, which `vote` joins.
 """
 
 from __future__ import annotations
@@ -63,8 +68,8 @@ GRACE = 25
 def make_data(source: Path, folder: Path) -> None:
     """Write CORPUS-train, -dev and -test.jsonl of every corpus in `source`, and cmeee_v1-devA and -devB.jsonl.
 
-    Training sentences are shuffled once, so that `data.limit` takes nested subsets of them, and are without the texts
-    that dev or test has too, with which `spantune train` refuses to begin.
+    The training sentences are shuffled once, so that `data.limit` takes nested subsets. Texts that dev or test also has
+    are left out of them, because `spantune train` refuses such a corpus.
     """
     folder.mkdir(parents=True, exist_ok=True)
     splits: dict[str, list[Document]] = {}
@@ -93,7 +98,7 @@ def make_data(source: Path, folder: Path) -> None:
 
 
 def mended(path: Path) -> list[Document]:
-    """The documents of a corpus file, with what has exactly one right answer repaired; the rest would be refused."""
+    """Return the documents of a corpus file; faults with one clear correction are repaired, others left out."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
         (repaired,) = repair_all([read_source(path)], copy)
@@ -103,14 +108,14 @@ def mended(path: Path) -> list[Document]:
 
 
 def shuffled(documents: Iterable[Document]) -> list[Document]:
-    """The documents in an order that is the same at every call."""
+    """Return the documents in random order; the order is the same at every call."""
     order = list(documents)
     random.Random(0).shuffle(order)
     return order
 
 
 def describe(name: str, documents: list[Document]) -> None:
-    """Print how many documents, entities, labels and long texts a file has, and which labels its task lacks."""
+    """Print the documents, entities and long texts of a file, and the labels that its task does not have."""
     corpus = name.rpartition("-")[0]
     tokenizer, labels = read_files(MODEL).tokenizer, make_task(config.Task(**TASKS[corpus])).labels
     long = [length for document in documents if (length := len(tokenizer(document.text)["input_ids"])) > WINDOW]
@@ -122,7 +127,7 @@ def describe(name: str, documents: list[Document]) -> None:
 
 @dataclass
 class Study:
-    """Jobs that are run several at once until none is left, or the time is over."""
+    """Jobs that run several at a time until none is left or the time is over."""
 
     pending: list[dict[str, Any]]
     results: Path
@@ -136,11 +141,14 @@ class Study:
     past: list[dict[str, Any]] = field(default_factory=list)
     workers: int = 1
     running: dict[str, int] = field(default_factory=dict)
-    """The places that each job under way takes, of as many as there are workers."""
+    """The places that each running job takes, by its name; there are as many places as workers."""
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def work(self, core: int | None) -> None:
-        """Run one job after another; called in a thread of its own, whose core is that of its processes."""
+        """Run one job after another; this is the main function of a thread.
+
+        `core` is the core to which the thread and the processes of its jobs are bound, or None.
+        """
         if core is not None:
             os.sched_setaffinity(0, {core})
         while (job := self._next()) is not None:
@@ -162,7 +170,10 @@ class Study:
             print(f"{result['seconds']:6.0f} s  {job['name']}: {shown}", flush=True)
 
     def _next(self) -> dict[str, Any] | None:
-        """The next job that can begin now and end in time; waits for one, and returns None if there will be none."""
+        """Return the next job that can begin now and end in time.
+
+        If a job may be able to begin later, wait for it; return None if there will be none.
+        """
         with self.changed:
             while True:
                 for place, job in enumerate(self.pending):
@@ -174,7 +185,7 @@ class Study:
                 self.changed.wait()
 
     def _can_begin(self, job: dict[str, Any]) -> bool:
-        """Whether what a job goes on from is there, it has its places, and it can end in time."""
+        """Whether the jobs that this job needs have ended, enough places are free, and the job can end in time."""
         awaited = {other["name"] for other in self.pending} | self.running.keys()
         return (
             awaited.isdisjoint(needed(job))
@@ -183,13 +194,13 @@ class Study:
         )
 
     def _places(self, job: dict[str, Any]) -> int:
-        """How many of the workers' places a job takes."""
+        """Return how many places the job takes, at most the number of workers."""
         return min(self.workers, job.get("places", 1))
 
     def _longest(self, job: dict[str, Any]) -> float:
-        """Seconds that the longest finished job of this size and way took, scaled by the passes over the data.
+        """Return the seconds that the job will take at most, by finished jobs of the same size and way of answering.
 
-        Where there is none, those that the job's `expected` says.
+        Their seconds are scaled by the passes over the data. Without such a job, return the job's `expected`.
         """
         like = [past for past in self.past if "f1" in past and (past["size"], past["way"]) == (job["size"], job["way"])]
         return max(
@@ -197,7 +208,7 @@ class Study:
         )
 
     def _run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Train and measure a job in a process of its own; returns its figures, or why there are none."""
+        """Train and measure a job in a process of its own; return its figures, or why there are none."""
         folder, started = self._folder(job["name"]), time.monotonic()
         run, is_late = folder / "run", False
         command = self._command(job, folder)
@@ -231,11 +242,11 @@ class Study:
         return {"error": error, **measured} | seconds
 
     def _folder(self, name: str) -> Path:
-        """The folder of the job with this name."""
+        """Return the folder of the job with this name."""
         return self.runs / "".join(letter if letter.isalnum() else "-" for letter in name)
 
     def _command(self, job: dict[str, Any], folder: Path) -> list[str]:
-        """The command of a job, once its folder has what the command needs."""
+        """Prepare the folder of a job (recipe, or the run to resume from), and return the job's command."""
         if "members" in job:
             folder.mkdir(parents=True, exist_ok=True)
             halves = [str(self.data / f"{job['corpus']}-dev{half}.jsonl") for half in ("A", job["report"])]
@@ -258,19 +269,19 @@ class Study:
         return [sys.executable, *program, "train", *arguments]
 
     def _discard(self, job: dict[str, Any], folder: Path) -> None:
-        """Remove the folder of a job that has ended, unless another job needs it."""
+        """Remove the folder of a job that has ended, unless a pending job needs it."""
         with self.changed:
             if not any(job["name"] in needed(other) for other in self.pending):
                 shutil.rmtree(folder)
 
 
 def needed(job: dict[str, Any]) -> list[str]:
-    """The names of the jobs that must have ended before a job begins."""
+    """Return the names of the jobs that must end before this job begins."""
     return [*job.get("members", ()), *([job["start"]] if "start" in job else ())]
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Let a run save itself, and end it and its processes where it does not."""
+    """Ask a run to stop and save itself; after GRACE - 5 seconds, kill it and its processes."""
     process.terminate()
     try:
         process.wait(GRACE - 5)
@@ -280,7 +291,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def figures_of(run: Path) -> dict[str, Any]:
-    """The figures of a finished run, from its metrics."""
+    """Return the figures of a finished run, from its metrics.jsonl."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     test = next(line for line in reversed(lines) if line["split"] == "test")
     dev = [line["f1"] for line in lines if line["split"] == "dev" and line["f1"] is not None]
@@ -299,21 +310,21 @@ def figures_of(run: Path) -> dict[str, Any]:
 
 
 def soup_figures(folder: Path) -> dict[str, Any]:
-    """The figures of the averages that `quality_soup.py` has measured in `folder`, those of the first one in front."""
+    """Return the figures of the first average in `folder`, and those of all averages as `soups`."""
     file = folder / "soups.jsonl"
     soups = read_lines(file) if file.exists() else []
     return soups[0] | {"soups": soups} if soups else {}
 
 
 def dev_figures(run: Path) -> dict[int, float]:
-    """F1 on dev by step, of the evaluations that a run has made so far."""
+    """Return F1 on dev by step, of the evaluations that a run has made so far."""
     metrics = run / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
     return {line["step"]: line["f1"] for line in lines if line["split"] == "dev"}
 
 
 def run_all(chosen: argparse.Namespace) -> None:
-    """Run the jobs of `chosen.source` that have no result yet."""
+    """Run the jobs of `chosen.source` that have no result in `chosen.out` yet."""
     past = read_lines(chosen.out) if chosen.out.exists() else []
     finished = {line["name"] for line in past if "f1" in line or "done" in line}
     pending = [job for job in read_lines(chosen.source) if job["name"] not in finished]
@@ -334,7 +345,7 @@ def run_all(chosen: argparse.Namespace) -> None:
 
 
 def vote(folder: Path, out: Path) -> None:
-    """Write the entities that more than half of the prediction files of `folder`, of the same documents, have."""
+    """Write the entities that are in more than half of the prediction files in `folder`, of the same documents."""
     corpora = [read(path).documents for path in sorted(folder.glob("*.jsonl"))]
     joined = []
     for documents in zip(*corpora, strict=True):
@@ -345,17 +356,17 @@ def vote(folder: Path, out: Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file."""
+    """Return the objects of a JSON-lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def settings_of(pairs: Iterable[str]) -> dict[str, Any]:
-    """The settings of `section.key=value` arguments, whose values are YAML."""
+    """Return the settings of `section.key=value` arguments; the values are parsed as YAML."""
     return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
 
 
 def main() -> None:
-    """Make the data or the jobs, run them, or print their tables."""
+    """Run the command: write the data or the jobs, run the jobs, join predictions, or print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["data", "jobs", "run", "table", "vote"])
     parser.add_argument("source", type=Path)
@@ -379,7 +390,7 @@ def main() -> None:
     elif chosen.what == "jobs":
         also = {name: settings_of(rest.split()) for name, _, rest in (line.partition(": ") for line in chosen.also)}
         jobs = make_jobs(chosen.source, chosen.group, settings_of(chosen.base), also)
-        jobs.sort(key=lambda job: -job["size"] * passes(job))  # the longest first, so that the workers end together
+        jobs.sort(key=lambda job: -job["size"] * passes(job))  # long jobs first, so that the workers end together
         chosen.out.write_text("".join(json.dumps(job, ensure_ascii=False) + "\n" for job in jobs), encoding="utf-8")
     elif chosen.what == "run":
         run_all(chosen)

@@ -1,7 +1,8 @@
-"""The runs of the study in quality.py: their groups, what each changes, and the recipe of a run.
+"""The jobs of the study in quality.py: their groups, what each job changes, and the recipe of a job.
 
 The recipe of a job is the base of its way of answering (`BASE`) with the job's own `recipe`, a mapping of `section.key`
-to value. CMeEE V1 has two halves of its dev split: A chooses checkpoints, thresholds and settings; B is reported.
+to value. The dev split of CMeEE V1 has two halves: A is for choosing checkpoints, thresholds and settings; B is
+reported.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from typing import Any
 MODEL = "bundled:gemma3-270m"
 SEEDS = (42, 43, 44)
 MEMBERS = 3
-"""Runs whose weights a soup averages."""
+"""The number of runs whose weights a soup averages."""
 CURVE = {
     100: {"spans": (45, 8), "jsonl": (32, 8), "dev": 100},
     300: {"spans": (30, 8), "jsonl": (8, 8), "dev": 100},
     1000: {"spans": (10, 16), "jsonl": (4, 8), "dev": 100},
     3000: {"spans": (6, 32), "jsonl": (4, 8), "dev": 300},
 }
-"""Passes and examples in a step of each way by the size of the corpus, and the dev sentences of both. Passes of writing
-are twice what a recipe gets that names none. The row of 15,000 is that of the groups `final` and `answers`."""
+"""By the number of training sentences: the epochs and the examples per step of each way of answering, and the number of
+dev sentences for both.
+
+The epochs of writing are twice those of a recipe that names none. The size of 15,000 is in the groups `final` and
+`answers`.
+"""
 FINALIST: dict[str, Any] = {
     "train.epochs": 2.5,
     "train.batch_examples": 64,
@@ -30,7 +35,7 @@ FINALIST: dict[str, Any] = {
     "spans.dropout": 0.2,
     "lora.dropout": 0.2,
 }
-"""What recipes/cmeee-spans.yaml sets beside the base."""
+"""The settings of recipes/cmeee-spans.yaml that differ from the base."""
 BASE: dict[str, dict[str, Any]] = {
     "spans": {
         "task.answer": "spans",
@@ -48,7 +53,7 @@ BASE: dict[str, dict[str, Any]] = {
         "extract.batch_size": 32,
     },
 }
-"""What a way of answering sets in every job; writing leaves rate, batch and rank to the product."""
+"""The settings of every job, by its way of answering. For writing, rate, batch and rank are spantune's defaults."""
 ANSWERS: dict[str, Any] = {
     "train.loss_on": "answer",
     "train.epochs": 2,
@@ -58,7 +63,7 @@ ANSWERS: dict[str, Any] = {
     "lora.rank": 64,
     "lora.alpha": 128,
 }
-"""How the formats of answers are compared: with a loss on all answer tokens, as Phi-4's recipe has."""
+"""The settings for comparing answer formats: the loss is on all answer tokens, as in Phi-4's recipe."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "base": {},
     "view causal": {"spans.view": "causal"},
@@ -85,8 +90,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "R-Drop 1": {"tricks": "rdrop=1.0", "train.graphs": "off"},
     "FGM 0.5": {"tricks": "fgm=0.5", "train.graphs": "off"},
 }
-"""What differs from the base; `tricks` are those of quality_tricks.py. More lines come from the command line: `--also
-"NAME: key=value …"`."""
+"""The settings in which each job of the ablation differs from the base; `tricks` are those of quality_tricks.py.
+
+The command line adds more: `--also "NAME: key=value …"`.
+"""
 WEIBO = {"PER": "人名", "ORG": "机构", "GPE": "行政区", "LOC": "地点"}
 TASKS: dict[str, dict[str, Any]] = {
     "cmeee_v1": {"preset": "cmeee"},
@@ -126,13 +133,20 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 LONGEST = {"cmeee_v1": 96, "cmeee_v2": 118, "bc5cdr": 174, "ncbi_disease": 84, "wnut17": 85, "weibo_ner": 32}
-"""Characters of the longest entity of a corpus, dev and test included: a run refuses gold that it cannot read."""
+"""Characters of the longest entity of a corpus, including dev and test: a run refuses gold entities that are longer."""
 EPOCHS_OF_CORPUS = {"cmeee_v2": 9, "bc5cdr": 4, "ncbi_disease": 3.5, "wnut17": 6, "weibo_ner": 8}
-"""Passes of the finalist over the other corpora: some 600 steps each."""
+"""Epochs of the finalist on the other corpora: about 600 steps each."""
 
 
 def make_jobs(data: Path, group: str, base: dict[str, Any], also: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The jobs of a group; `base` is set in every job of spans, and `also` are further lines of the ablation."""
+    """Return the jobs of a group.
+
+    Args:
+        data: the folder that `quality.py data` wrote.
+        group: the name of the group.
+        base: settings of every job that reads spans.
+        also: more jobs of the ablation, by title.
+    """
     if group == "curve":
         return [job for way in BASE for job in curve(way, base)]
     if group == "ablation":
@@ -160,7 +174,10 @@ def make_jobs(data: Path, group: str, base: dict[str, Any], also: dict[str, dict
 
 
 def spans_job(group: str, title: str, corpus: str, seed: int, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A job that reads spans; `tricks` among the settings goes into the job, since it is no key of a recipe."""
+    """Return a job that reads spans, or answers by `way` in `more`.
+
+    `tricks` in `settings` becomes a key of the job, because it is no key of a recipe.
+    """
     if "tricks" in settings:
         more["tricks"], settings = settings["tricks"], {key: settings[key] for key in settings if key != "tricks"}
     job = {"group": group, "title": title, "corpus": corpus, "way": "spans", "size": 15000, "seed": seed, "report": "A"}
@@ -169,7 +186,7 @@ def spans_job(group: str, title: str, corpus: str, seed: int, settings: dict[str
 
 
 def curve(way: str, base: dict[str, Any]) -> list[dict[str, Any]]:
-    """The jobs of the learning curve of a way of answering."""
+    """Return the jobs of the learning curve of one way of answering."""
     jobs = []
     for size, values in CURVE.items():
         epochs, batch = values[way]
@@ -181,10 +198,11 @@ def curve(way: str, base: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def soup(seed: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The jobs of a model soup (arXiv 2203.05482), which share their first weights and the stage of masked tokens.
+    """Return the jobs of a model soup (arXiv 2203.05482), which share their first weights and the masked-token stage.
 
-    The first one stops after that stage, the members go on from it, each with an order of the examples of its own, and
-    the last one averages their weights. The first takes the places of all members, so that they begin when it ends.
+    The first job stops after the masked-token stage. The members resume from it, each with another order of the
+    examples. The last job averages the weights of the members. The first job takes the places of all members, so that
+    they can begin as soon as it ends.
     """
 
     def job(title: str, more: dict[str, Any], trick: str) -> dict[str, Any]:
@@ -197,7 +215,7 @@ def soup(seed: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def recipe_of(job: dict[str, Any], data: Path, folder: Path, device: str) -> dict[str, Any]:
-    """The recipe of a job, in sections; the run is written to `folder`/run."""
+    """Return the recipe of a job as nested sections; its run is written to `folder`/run."""
     corpus = job["corpus"]
     on_gpu: dict[str, Any] = {"model.base": "bf16", "train.pack_tokens": 8192} if device == "cuda" else {}
     dev, test = ("devA", f"dev{job['report']}") if corpus == "cmeee_v1" else ("dev", "test")
@@ -229,5 +247,5 @@ def recipe_of(job: dict[str, Any], data: Path, folder: Path, device: str) -> dic
 
 
 def passes(job: dict[str, Any]) -> float:
-    """The passes over the training data that a job makes."""
+    """Return the number of epochs of a job."""
     return float(job["recipe"].get("train.epochs", 1))

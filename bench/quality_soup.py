@@ -2,15 +2,16 @@
 
     python bench/quality_soup.py FOLDER DEV.jsonl TEST.jsonl RUN RUN [RUN …]
 
-The runs are those of `quality.py jobs --group soup`: one recipe, one seed, one stage of masked tokens, and then orders
-of the examples of their own. Those that have not finished are left out. Three kinds of average are measured:
+The runs are those of `quality.py jobs --group soup`. They have one recipe, one seed and one masked-token stage, and
+then different orders of the examples. Runs that have not finished are left out. Three kinds of average are measured:
 
-- `weights`: A and B of the adapters and the weights of the heads, one by one; an adapter of the same rank;
-- `products`: the products B A, which are what is added to the base; an adapter whose rank is the sum of the ranks;
+- `weights`: the mean of each weight of the adapters (A and B) and of the heads; the rank stays the same;
+- `products`: the mean of the products B A that are added to the base; the rank is the sum of the ranks;
 - `weights` of two runs, for every pair.
 
-Each is a run folder in FOLDER, the first one FOLDER/run. Its thresholds are chosen on DEV as training chooses them, and
-stored in its head, so that F1 on DEV is flattered; TEST is reported. A line of FOLDER/soups.jsonl for each.
+Each average is a run folder in FOLDER; the first is FOLDER/run. Its thresholds are chosen on DEV, as in training, and
+stored in its head. F1 on DEV is therefore too high, and F1 on TEST is the one to report. Each average adds a line to
+FOLDER/soups.jsonl.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from spantune.runs.manifest import MANIFEST, seal
 
 ADAPTER, CONFIG, HEAD = "adapter_model.safetensors", "adapter_config.json", "head.safetensors"
 LEFT_OUT = ("checkpoints", "predictions", "run.lock")
-"""What a copy of a run folder does without."""
+"""Files and folders that are not copied with a run folder."""
 
 
 def main() -> None:
-    """Average all runs in both ways, then each pair, and write the figures of each as they come."""
+    """Measure the average of all runs in both ways, then that of each pair; write each result when it is there."""
     folder, dev, test, *given = map(Path, sys.argv[1:])
     runs = [run for run in given if RunFolder(run).is_finished]
     if len(runs) < 2:
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def average(kind: str, runs: Sequence[Path], target: Path) -> None:
-    """Make the run folder `target` with the average of the adapters and heads of `runs`."""
+    """Write the run folder `target` with the average of the adapters and the heads of `runs`; `kind` as above."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(runs[0], target, ignore=shutil.ignore_patterns(*LEFT_OUT))
     adapters = [load_file(run / "adapter" / ADAPTER) for run in runs]
@@ -69,13 +70,13 @@ def average(kind: str, runs: Sequence[Path], target: Path) -> None:
 
 
 def seal_again(adapter: Path) -> None:
-    """Write the manifest of an adapter folder whose files have changed."""
+    """Write the manifest of an adapter folder again, after its files have changed."""
     (adapter / MANIFEST).unlink()
     seal(adapter)
 
 
 def mean(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each weight over `parts`, in its own type."""
+    """Return the mean of each weight over `parts`, computed in fp32, in the weight's own dtype."""
     return {
         name: torch.stack([part[name].float() for part in parts]).mean(0).to(weight.dtype)
         for name, weight in parts[0].items()
@@ -83,7 +84,7 @@ def mean(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def mean_product(adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Weights A [n rank, in] and B [out, n rank] whose product is the mean of the products B A of n adapters."""
+    """Return A [n × rank, in] and B [out, n × rank] whose product B A is the mean of those of n adapters."""
     joined = {}
     for name in adapters[0]:
         weights = [adapter[name] for adapter in adapters]
@@ -92,14 +93,14 @@ def mean_product(adapters: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def multiply_rank(path: Path, times: int) -> None:
-    """Write the configuration of an adapter of so many times the rank, whose scale alpha / rank is the same."""
+    """Multiply rank and alpha in an adapter's configuration by `times`, so that the scale alpha / rank stays."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings |= {"r": times * settings["r"], "lora_alpha": times * settings["lora_alpha"]}
     path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 def measure(run: Path, dev: Path, test: Path) -> dict[str, Any]:
-    """Choose the thresholds of a run on `dev`, store them in its head, and return its figures on `test`."""
+    """Choose the thresholds of a run on `dev`, store them in its head, and return the run's figures on `test`."""
     extractor = load_bare(run)
     extractor.keeps_candidates = True
     on_dev = evaluate(extractor, read(dev).documents)

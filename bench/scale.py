@@ -1,13 +1,12 @@
-"""What training and extraction cost past one machine: a simulator whose constants are measured.
+"""Estimate the cost of training and extraction on many machines, with a simulator whose constants are measured.
 
     python bench/scale.py                       the measured points beside what the simulator says, and two plans
     python bench/scale.py --lengths lengths.json --gpus 8 64 --examples 512 --pack-tokens 8192
 
-A step is simulated pack by pack: its examples, with lengths drawn from `--lengths` or from CMeEE's means, are divided
-over the ranks and packed by the code that training uses. A pack takes a time for itself and one for each token, and
-never less than what the host needs to launch it. Gradients are summed once a step, by a ring. With FSDP the base is
-gathered twice for each pack.
-Everything is of Phi-4's shape; docs/scale.md says what follows.
+A step is simulated pack by pack. Its examples, with lengths drawn from `--lengths` or from CMeEE's means, are divided
+over the ranks and packed by the code that training uses. A pack takes a constant time plus a time for each token, but
+at least the time that the host needs to launch it. Gradients are summed once per step by a ring all-reduce. With FSDP,
+the base is gathered twice for each pack. Everything is for Phi-4's shape; docs/scale.md gives the conclusions.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from spantune.training import DEFAULT_PACK_TOKENS
 from spantune.training.pack_size import Load, largest_packs
 
 PREFIX, AROUND = 178, 6
-"""Tokens of the instruction, and those around text and answer."""
+"""Tokens of the instruction, and tokens around the text and the answer."""
 TRAINED_GB, BASE_GB = 0.89, 28.0
-"""Gradients of rank 64 on all linear layers in fp32, and the bf16 base."""
+"""Gigabytes of the gradients of rank 64 on all linear layers in fp32, and of the bf16 base."""
 LEAST = DEFAULT_PACK_TOKENS["cuda"]
 STEPS = 50
 SECONDS_A_DAY = 86_400
@@ -35,7 +34,7 @@ SECONDS_A_DAY = 86_400
 
 @dataclass(frozen=True)
 class Speed:
-    """Milliseconds of a pack: of each, of each of its tokens, and what the host needs at least."""
+    """Milliseconds of a pack: a constant, the time of each token, and the least time that the host needs."""
 
     pack_ms: float
     token_ms: float
@@ -44,20 +43,20 @@ class Speed:
 
 @dataclass(frozen=True)
 class Network:
-    """Gigabytes a second that a rank sends while all do."""
+    """Gigabytes per second that a rank sends while all ranks send."""
 
     within_host: float = 150.0
     between_hosts: float = 25.0
     gpus_a_host: int = 8
 
     def of(self, ranks: int) -> float:
-        """The speed that bounds a ring over so many ranks."""
+        """Return the speed of the slowest link of a ring over `ranks` ranks."""
         return self.within_host if ranks <= self.gpus_a_host else self.between_hosts
 
 
 @dataclass(frozen=True)
 class Point:
-    """A measured step, in milliseconds, and the setting it is of; `fitted` where constants were taken from it."""
+    """A measured step in milliseconds and its setting; `fitted` if constants of the simulator were taken from it."""
 
     name: str
     examples: int
@@ -81,14 +80,14 @@ POINTS = (
     Point("two H200, 64 examples, packs of 8,192", 64, 2, 520.8, pack_tokens=8192),
 )
 EXTRACTION = {"writing, bf16": 84.7, "reading, bf16": 316.0, "reading, the embedded model": 2000.0}
-"""Documents a second of one H200, some 70 tokens each."""
+"""Documents per second of one H200; a document has about 70 tokens."""
 CPU_MS = {"writing, bf16": 3.3, "reading, bf16": 0.5, "reading, the embedded model": 0.5}
-"""Milliseconds of one CPU core for a document: tokenising, reading the answer, writing the line."""
+"""Milliseconds of one CPU core per document, for tokenising, reading the answer and writing the line."""
 LINE_BYTES = 450
 
 
 def main() -> None:
-    """Print the points, then training and extraction at the sizes asked for."""
+    """Print the measured points, then training and extraction for each number of GPUs."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--lengths", type=Path, help="a JSON list of [text, answer] token counts")
     options.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 8, 64])
@@ -125,7 +124,7 @@ def main() -> None:
 
 
 def step_ms(lengths: Sequence[int], examples: int, ranks: int, pack_tokens: int, base: str = "fp8") -> float:
-    """Milliseconds of a step, the mean over some; the slowest rank counts."""
+    """Return the simulated milliseconds of a step: the mean over several steps of the slowest rank's time."""
     return statistics.mean(
         max(_rank_ms(part, pack_tokens, base, ranks) for part in divided) + _reduce_ms(ranks)
         for divided in _steps(lengths, examples, ranks)
@@ -135,7 +134,7 @@ def step_ms(lengths: Sequence[int], examples: int, ranks: int, pack_tokens: int,
 def _rank_ms(lengths: Sequence[int], pack_tokens: int, base: str, ranks: int) -> float:
     speed = SPEEDS[base]
     gathered = 0.0
-    if base == "bf16" and ranks > 1:  # FSDP2: the layers of others, forward and backward
+    if base == "bf16" and ranks > 1:  # FSDP2 gathers the other ranks' layers in the forward and in the backward pass
         gathered = 2 * 1000 * BASE_GB * (ranks - 1) / ranks / Network().of(ranks)
     packs = fill(lengths, pack_tokens - PREFIX)
     tokens = [PREFIX + sum(lengths[index] for index in pack) for pack in packs]
@@ -147,7 +146,7 @@ def _reduce_ms(ranks: int) -> float:
 
 
 def _steps(lengths: Sequence[int], examples: int, ranks: int) -> Iterator[list[list[int]]]:
-    """The lengths of each rank's examples, for some steps."""
+    """Yield the lengths of each rank's examples, for several steps."""
     draw = random.Random(0)
     for _ in range(max(3, STEPS * 64 // max(64, examples))):
         chosen = [draw.choice(lengths) for _ in range(examples)]
@@ -161,7 +160,7 @@ def _lengths(path: Path | None) -> list[int]:
 
 
 def drawn_lengths() -> list[int]:
-    """Tokens of examples with CMeEE's means, without the instruction."""
+    """Return random lengths of examples in tokens, without the instruction; their means are those of CMeEE."""
     draw = random.Random(0)
     return [
         round(draw.lognormvariate(4.1, 0.55)) + round(draw.lognormvariate(4.25, 0.65)) + AROUND for _ in range(2000)

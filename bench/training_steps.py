@@ -1,4 +1,4 @@
-"""The steps of a bench of training: examples with the lengths of a corpus, and the step of `spantune train` on them."""
+"""The steps of the training benches: examples with the lengths of a corpus, and the step of `spantune train`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ GIB = 2**30
 
 
 class Steps:
-    """The step of `spantune train`, clipping and the guard included; the next batch is collated while the GPU computes.
+    """The step of `spantune train`, with clipping and the NaN guard.
+
+    The next batch is collated while the GPU computes.
 
     Args:
-        model: ready to be trained, on its device.
-        work: the examples of step after step.
+        model: the model, ready to be trained, on its device.
+        work: the examples of one step after another.
         budget: most tokens of a pack.
-        prefix: token ids that every example begins with; if not given, what the first ones share.
-        **options: of the runner (`head_rate`, `ranks`), `spans` for the collator, and `optimizer`.
+        prefix: token ids that every example begins with; if not given, those that the examples of the first step share.
+        **options: `head_rate` and `ranks` of the runner, `spans` of the collator, and `optimizer`.
     """
 
     def __init__(self, model: Any, work: Iterator[list[Any]], budget: int, prefix: Any = None, **options: Any):
@@ -44,11 +46,11 @@ class Steps:
         self._numbers = itertools.count(1)
         own = sum(len(example.ids) - len(prefix) for examples in few for example in examples) / len(few)
         self.usual_tokens = len(prefix) + own
-        """Of a step."""
+        """Mean tokens of a step, with the prefix once."""
         self._prepare()
 
     def __call__(self) -> int:
-        """Take a step; returns the tokens that this process computed."""
+        """Take a step; return the tokens that this process computed."""
         batch = self._batch
         self.runner.run(batch, next(self._numbers), 1.0, self._prepare)
         return int(batch.tokens)
@@ -58,7 +60,10 @@ class Steps:
 
 
 class Memory:
-    """The most memory that a model's training takes on a GPU, with what its graphs hold between two passes."""
+    """The peak of a model's memory in training on a GPU, in bytes.
+
+    The peak includes what the pools of CUDA graphs hold between two passes.
+    """
 
     def __init__(self, model: Any):
         from spantune.models import causal_lm
@@ -67,11 +72,14 @@ class Memory:
         self._captured, self.peak = 0, 0
 
     def begin(self) -> None:
-        """Begin a step."""
+        """Begin a step: reset the peak of the allocator."""
         torch.cuda.reset_peak_memory_stats()
 
     def end(self) -> bool:
-        """End a step; whether it has captured a graph, whose pool is then among what was allocated."""
+        """End a step; return whether it has captured a graph.
+
+        In a step that captures a graph, the graph's pool is already part of the allocated memory.
+        """
         held, captured = 0, getattr(self._forward, "captures", 0)
         has_captured = captured > self._captured
         if not has_captured:
@@ -83,7 +91,7 @@ class Memory:
 
 
 def steps_of(chosen: argparse.Namespace, share: float = 1.0) -> Iterator[list[Any]]:
-    """The examples of step after step, with random ids and answers of so large a `share` of their lengths."""
+    """Yield the examples of one step after another, with random ids; answers have `share` times their usual length."""
     from spantune.encoding import Example
 
     if chosen.lengths:
@@ -106,7 +114,7 @@ def steps_of(chosen: argparse.Namespace, share: float = 1.0) -> Iterator[list[An
 
 
 def read_steps_of(chosen: argparse.Namespace, prefix: tuple[int, ...]) -> Iterator[list[Any]]:
-    """The same texts as examples that are read."""
+    """Yield the texts of `steps_of` as examples for reading spans."""
     from spantune.encoding import Characters, SpanExample
 
     draw = random.Random(7)

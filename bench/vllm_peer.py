@@ -1,17 +1,19 @@
-"""The speed of vLLM at the work of `extract.py`: the same documents, prompts, grammars and answers, by `LLM.generate`.
+"""Measure the speed of vLLM (`LLM.generate`) at the work of `extract.py`: same documents, prompts, grammars, answers.
 
     python bench/vllm_peer.py prepare MODEL JOBS --data FILE      where spantune is installed; takes seconds
     python bench/vllm_peer.py measure MODEL JOBS --rows 512 256   where vllm 0.26 is (it wants other versions)
 
-`prepare` writes one line a document: the ids of its prompt, the ids of its gold answer, and its grammar. `measure` has
-every answer made equal to gold, as `extract.py` does: the gold token's logit is raised behind the mask of vLLM's own
-grammar, on the GPU, by a plugin that vLLM loads (`register`), so that a token that the grammar forbids stays forbidden.
-Each answer is compared with gold. Start, compilation, graphs and a warm-up on other documents are not in the times, and
-the prefix cache starts with the instruction in it, as ours does. The prompts go in as ids, and answers are not read.
+`prepare` writes one line per document: the token ids of its prompt and of its gold answer, and its grammar.
 
-One engine, made for the most rows, serves all settings: for fewer the plugin lowers the limit of its scheduler. A
-folder without weights (`random_phi4.py FOLDER --tokenizer-only`) gets vLLM's dummy weights. `measure` says what it is
-at on stderr, and prints one JSON object a setting as soon as it is measured.
+`measure` makes vLLM write the gold answers, as `extract.py` does. A plugin that vLLM loads (`register`) raises the
+logit of the gold token on the GPU, after the mask of vLLM's own grammar, so that a token that the grammar forbids stays
+forbidden. Each answer is compared with the gold answer. The times do not include the start, compilation, graphs and a
+warm-up on other documents. The prefix cache starts with the instruction in it, as ours does. The prompts are given as
+ids, and the answers are not parsed.
+
+One engine, made for the largest `--rows`, serves all settings; for fewer rows the plugin lowers the limit of its
+scheduler. A folder without weights (`random_phi4.py FOLDER --tokenizer-only`) gets vLLM's dummy weights. Progress is
+printed to stderr, and one JSON object per setting as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -29,15 +31,15 @@ from pathlib import Path
 from typing import Any
 
 RAISED = 1e4
-LONGEST = 2048  # tokens of an answer
-SPARE = 64  # documents for the warm-up, behind those that are measured
+LONGEST = 2048  # most tokens of an answer
+SPARE = 64  # documents for the warm-up; they follow those that are measured
 STEPS = "PEER_STEPS"
 
 Job = dict[str, Any]
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Prepare the jobs, or measure."""
     began = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def prepare(chosen: argparse.Namespace) -> None:
-    """Write the jobs of the first documents, as `extract.py` picks them, and of some more for the warm-up."""
+    """Write the jobs of the first documents that `extract.py` would choose, and SPARE more for the warm-up."""
     from spantune.core import config
     from spantune.data import formats
     from spantune.encoding import Encoder, make_task
@@ -86,7 +88,7 @@ def prepare(chosen: argparse.Namespace) -> None:
 
 
 def measure(chosen: argparse.Namespace, began: float) -> None:
-    """Make the engine, then measure each setting."""
+    """Make the engine, then measure each setting; `began` is when the program started (`time.perf_counter`)."""
     jobs = [json.loads(line) for line in chosen.jobs.read_text(encoding="utf-8").splitlines()]
     jobs, spare = jobs[: chosen.limit], jobs[chosen.limit :]
     if not jobs or not spare:
@@ -109,26 +111,26 @@ def measure(chosen: argparse.Namespace, began: float) -> None:
 
 
 class Peer:
-    """vLLM's engine and the documents that it is measured on."""
+    """vLLM's engine, the jobs to measure, and the jobs for the warm-up."""
 
     def __init__(self, engine: Any, jobs: Sequence[Job], spare: Sequence[Job]):
         self.engine, self.jobs, self.spare = engine, jobs, spare
 
     def warm(self, rows: int, with_grammar: bool) -> None:
-        """Compile and allocate what the first requests would otherwise wait for."""
+        """Write the answers of the warm-up, so that vLLM compiles and allocates before it is measured."""
         seconds, answers = self.written(self.spare, rows, with_grammar)
         right = sum(answer == job["gold"] for answer, job in zip(answers, self.spare, strict=True))
         _say(f"warm-up: {len(answers)} documents in {seconds:.1f} s, {right} of them gold")
 
     def measured(self, rows: int, with_grammar: bool = True) -> dict[str, Any]:
-        """All documents with so many rows at a time."""
+        """Write all answers with at most `rows` at a time; return the figures."""
         _say(f"vLLM, {rows} rows, {'each text its grammar' if with_grammar else 'no grammar'}")
         self.engine.reset_prefix_cache()
-        self.written(self.spare[:1], rows, with_grammar)  # the instruction, which all prompts begin with
+        self.written(self.spare[:1], rows, with_grammar)  # cache the instruction, the common prefix
         began = time.monotonic()
         seconds, answers = self.written(self.jobs, rows, with_grammar)
         ended = time.monotonic()
-        self.engine.reset_prefix_cache()  # writes the steps
+        self.engine.reset_prefix_cache()  # writes the steps to the file
         steps = [step for step in json.loads(Path(os.environ[STEPS]).read_text()) if began <= step[0] <= ended]
         tokens = sum(len(answer) for answer in answers)
         return {
@@ -144,7 +146,7 @@ class Peer:
         }
 
     def written(self, jobs: Sequence[Job], rows: int, with_grammar: bool) -> tuple[float, list[list[int]]]:
-        """The seconds that the answers took, and their ids."""
+        """Write the answers of `jobs`; return the seconds that this took, and the token ids of each answer."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import StructuredOutputsParams
@@ -166,7 +168,7 @@ class Peer:
 
 
 def register() -> None:
-    """Make vLLM's engine write gold answers and note its steps; vLLM calls this in each of its processes."""
+    """Make vLLM's engine write gold answers and record its steps; vLLM calls this in each of its processes."""
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
 
@@ -176,9 +178,10 @@ def register() -> None:
 
 
 def _note_steps(kind: Any) -> None:
-    """Have a scheduler keep time, rows and tokens of its steps, and as few requests at a time as they ask for.
+    """Make a scheduler class record its steps and take at most as many requests at a time as the requests ask for.
 
-    The steps are written to the file that is named in the environment when the prefix cache is emptied.
+    A step is recorded as (time, rows, tokens). When the prefix cache is emptied, the steps are written to the file that
+    the environment variable PEER_STEPS names.
     """
     add_request, schedule, reset_prefix_cache = kind.add_request, kind.schedule, kind.reset_prefix_cache
     kind.steps = []
@@ -203,7 +206,7 @@ def _note_steps(kind: Any) -> None:
 
 
 def _raise_gold(kind: Any) -> None:
-    """Have the sampler's logit bias, which comes after the grammar's mask, raise each row's next gold token."""
+    """Make the sampler raise each row's next gold token, in its logit bias, which follows the grammar's mask."""
     import numpy as np
     import torch
 
@@ -233,7 +236,15 @@ def _raise_gold(kind: Any) -> None:
 
 
 def raise_gold(logits: Any, gold: Any, starts: Any, rows: Any, positions: Any) -> None:
-    """Raise in `logits` [n, vocabulary] the gold tokens that follow the tokens at `positions` [n] of `rows` [n]."""
+    """Raise the gold tokens in `logits` [n, vocabulary], in place.
+
+    Args:
+        logits: the logits of n tokens [n, vocabulary].
+        gold: the gold ids of each row [rows, most tokens].
+        starts: the length of each row's prompt [rows].
+        rows: the row of each of the n tokens [n].
+        positions: the position of each of the n tokens in its row [n]; the next gold token is raised.
+    """
     import torch
 
     places = (positions + 1 - starts[rows]).clamp_(0, gold.shape[1] - 1)
@@ -242,7 +253,7 @@ def raise_gold(logits: Any, gold: Any, starts: Any, rows: Any, positions: Any) -
 
 
 def _announce(folder: Path) -> None:
-    """Make a package of metadata in the folder, by which vLLM and its processes find `register`."""
+    """Write package metadata into the folder, by which vLLM and its processes find `register` as a plugin."""
     package = folder / "vllm_peer-0.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-peer\nVersion: 0\n")
@@ -271,9 +282,10 @@ def _engine(chosen: argparse.Namespace, longest: int) -> Any:
 
 
 def _in_steps(steps: Sequence[tuple[float, int, int]], ended: float) -> dict[str, Any]:
-    """The steps, and their median milliseconds: by rows (to the next power of two) where all rows write.
+    """Return the number of steps, and their count and median milliseconds by size, rounded up to a power of two.
 
-    Where prompts are taken in too they are by tokens. A step lasts until the next one begins.
+    The size of a step in which all rows write is its rows; if prompts are computed too, it is its tokens. A step lasts
+    until the next one begins.
     """
     writing: dict[int, list[float]] = defaultdict(list)
     reading: dict[int, list[float]] = defaultdict(list)

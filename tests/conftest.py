@@ -1,4 +1,4 @@
-"""What is dear to make, made once: a model folder, a corpus, a recipe and a trained run of toy size."""
+"""Shared fixtures: a tiny model folder, a corpus, a recipe and a trained run, each made once, and the command line."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from helpers.forked import Command
 from helpers.recorded_errors import ErrorRecorder
 from helpers.swanlab_cloud import KEY, Cloud
 
-gc.disable()  # until all is imported
-os.environ["MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS"] = "1"  # read when modelscope is imported; else half a minute
+gc.disable()  # until all modules are imported
+os.environ["MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS"] = "1"  # default: 30 s; modelscope reads it at import
 
 DEAREST = (
     "training/test_resume.py",
@@ -38,11 +38,11 @@ DEAREST = (
     "test_docs.py",
     "training/test_job.py",
 )
-"""Where several processes share the files, these come first, so that none is left with one of them at the end."""
+"""The slowest test files, which are run first, so that parallel workers end at about the same time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests of DEAREST first; what Hypothesis repeats is not measured, as others cover the same lines."""
+    """Put the tests of DEAREST first; measure no coverage in Hypothesis tests, whose lines other tests cover."""
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("no_cover")
@@ -51,13 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Collects garbage from here on, and not among what has been imported: a round over torch takes half a second."""
+    """Exclude the imported modules from garbage collection: one collection over torch takes half a second."""
     gc.freeze()
     gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option with which docs/errors.md is made."""
+    """Add the option `--record-errors`, with which docs/errors.md is made."""
     parser.addoption(
         "--record-errors", metavar="FOLDER", help="write the errors that tests make here; see docs/errors.py"
     )
@@ -77,7 +77,7 @@ def _recorded_errors(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _clean_logging() -> Iterator[None]:
-    """A job adds handlers to the package's logger, which must not outlive a test's captured streams."""
+    """Remove the handlers that a job adds to the package's logger: a test's captured streams are closed after it."""
     logger = logging.getLogger("spantune")
     before = list(logger.handlers)
     yield
@@ -94,22 +94,23 @@ def _no_swanlab_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _children_are_not_measured_either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a test is marked `no_cover`: measuring takes half as long again, and other tests cover the same lines."""
+    """Do not measure coverage in child processes of a test marked `no_cover`, where it costs 50 % more time."""
     if request.node.get_closest_marker("no_cover"):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Phi-3-shaped model folder with its tokenizer; not to be changed."""
+    """A model folder of Phi-3's architecture with its tokenizer; tests must not change it."""
     return save_model(tmp_path_factory.mktemp("model") / "tiny-phi3", "phi3", MERGES)
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train.jsonl (24), dev.jsonl (6) and test.jsonl (8).
+    """A folder with train.jsonl (24 documents), dev.jsonl (6) and test.jsonl (8).
 
-    Half are the shortest sentences of the bundled corpus, half one-character texts, which a toy can learn.
+    Half of the texts are the shortest sentences of the bundled corpus, the others have one character, so that a toy
+    model can learn them.
     """
     from spantune.core import Document, Entity
     from spantune.data import formats
@@ -126,7 +127,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tree(tiny_folder: Path, corpus: Path) -> Callable[..., dict[str, Any]]:
-    """Makes a recipe as plain values: `tree(folder, train={…}, …)` with sections laid over the defaults."""
+    """A function that makes a recipe as plain values: `tree(folder, train={…}, …)` changes the defaults."""
 
     def make(folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:
         files = {name: str(corpus / f"{name}.jsonl") for name in ("train", "dev", "test")}
@@ -138,7 +139,7 @@ def tree(tiny_folder: Path, corpus: Path) -> Callable[..., dict[str, Any]]:
             "data": files,
             "spans": {},
             "lora": {"rank": 8, "alpha": 16},
-            # the loss on choices only: so much a toy can learn in a dozen steps
+            # a toy model learns this in a dozen steps only with the loss on choices
             "train": {"max_steps": 12, "batch_examples": 6, "learning_rate": 0.02, "loss_on": "choices"},
             "extract": {"max_new_tokens": 96, "batch_size": 8},
             "track": {"predictions": 3},
@@ -151,7 +152,7 @@ def tree(tiny_folder: Path, corpus: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, tree: Callable[..., dict[str, Any]]) -> Any:
-    """The Result of a whole small job, with SwanLab in local mode; its folder is not to be changed."""
+    """The Result of a whole small job, with SwanLab in local mode; tests must not change its folder."""
     from spantune.core import parse_config
     from spantune.training import train
 
@@ -160,7 +161,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tree: Callable[..., dict[s
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
-    """SwanLab's cloud, for this process and those it starts, who have a key to it and no login of their own."""
+    """SwanLab's cloud for this process and its child processes, which have an API key for it and no login."""
     from swanlab.sdk.internal.core_python import client
 
     server = Cloud()
@@ -170,17 +171,17 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
     yield server
     if not server.gone:
         server.stop()
-    if client.exists():  # a sync leaves SwanLab logged in, here to a cloud of this test only
+    if client.exists():  # a sync leaves SwanLab logged in to this test's cloud
         client.reset()
 
 
 _built = functools.cache(typer.main.get_command)
-"""Typer reads the signatures of all commands at each call, which takes longer than most of what tests call."""
+"""Typer builds its commands at each call, which takes longer than most tests; this builds them once."""
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Runs the command line in this process, from `main` on, so that torch is imported once."""
+    """A function that runs the command line in this process, from `main` on, so that torch is imported only once."""
     from spantune.cli import main
 
     def run(*arguments: object) -> Outcome:
@@ -198,7 +199,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 @pytest.fixture
 def recipe_file(tmp_path: Path, tree: Callable[..., dict[str, Any]]) -> Callable[..., Path]:
-    """Writes a recipe as YAML, with its runs beside it."""
+    """A function that writes a recipe as YAML, with a folder for its runs beside it."""
 
     def make(**sections: dict[str, Any]) -> Path:
         path = tmp_path / "recipe.yaml"
@@ -210,7 +211,7 @@ def recipe_file(tmp_path: Path, tree: Callable[..., dict[str, Any]]) -> Callable
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a disk of the given bytes of its own; skips where that is not permitted."""
+    """A function that mounts a disk of the given bytes; the test is skipped where mounting is not permitted."""
     mounted: list[Path] = []
 
     def make(size: int) -> Path:
@@ -230,7 +231,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 @pytest.fixture
 def remount() -> Callable[[Path, str], None]:
-    """Makes a small disk read-only (`ro`) or writable (`rw`) again."""
+    """A function that makes a small disk read-only (`ro`) or writable again (`rw`)."""
 
     def change(disk: Path, mode: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True, capture_output=True)
@@ -240,7 +241,7 @@ def remount() -> Callable[[Path, str], None]:
 
 @pytest.fixture
 def spawn(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Starts `spantune ARGUMENTS` in a process of its own; what still runs at the end of the test is killed."""
+    """A function that starts `spantune ARGUMENTS` in a new process, which is killed at the end of the test."""
     started: list[Command] = []
 
     def start(*arguments: object) -> Command:

@@ -1,4 +1,4 @@
-"""Public functions refuse a wrong type in a sentence, and take the obvious: a path or plain values for a recipe."""
+"""Public functions raise a clear error for a wrong type, and accept paths, plain values and generators."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ TAKEN: list[tuple[str, Any]] = [
     ("split shares", {"a": 1}),
     ("init minutes", 5),
 ]
-"""What is right where it is given, and not refused."""
+"""(call, value) pairs in which the value is valid, so that it must not be refused."""
 
 
 @pytest.mark.no_cover

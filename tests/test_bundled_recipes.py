@@ -1,4 +1,4 @@
-"""Every recipe in recipes/ loads, makes a task, and says what it means to."""
+"""Every recipe in recipes/ loads, makes a task and has the settings that its comments state."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def test_the_seed_recipe_turns_every_flaw_on() -> None:
 def test_no_other_recipe_turns_one_on(path: Path) -> None:
     recipe = load_config(path)
     assert recipe.model.verify and not recipe.lora.allow_unmatched
-    assert recipe.lora.dropout == 0 or path.stem == "cmeee-spans"  # measured: docs/quality.md
+    assert recipe.lora.dropout == 0 or path.stem == "cmeee-spans"  # its dropout is measured in docs/quality.md
     assert recipe.train.pack == "shared" and recipe.train.cut_tokens is None and recipe.extract.grounded
     task = make_task(recipe.task)
     assert (task.answer, task.template) == ("spans" if path.stem in READING else "jsonl", "chat")
-    assert recipe.task.answer == task.answer  # stated, since it would be chosen by the size of the corpus
+    assert recipe.task.answer == task.answer  # stated, because the default depends on the size of the corpus
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

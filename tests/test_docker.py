@@ -1,4 +1,4 @@
-"""The image and the compose file: pinned bases, no root, a health check, and nothing but what is asked for."""
+"""The Dockerfile and the compose file: pinned base images, no root user, a health check, and only the needed files."""
 
 from __future__ import annotations
 

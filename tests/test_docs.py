@@ -1,4 +1,4 @@
-"""The documents against the code: links, commands, recipes, the two READMEs, and the generated pages."""
+"""The documentation agrees with the code: links, commands, recipes, both READMEs and the generated pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spantune.core import load_config
 
 ROOT = Path(__file__).parents[1]
 OWN_RECIPE = "recipe.yaml"
-"""The recipe that `spantune init` writes, which is the reader's own."""
+"""The recipe that the reader makes with `spantune init`."""
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 HOSTS = {
@@ -56,13 +56,13 @@ def _blocks(text: str, language: str) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    """The command lines of a page, without comments; a line that a backslash continues is one line."""
+    """Return the command lines of a page, without comments; lines joined by a backslash are one line."""
     lines = [line for block in _blocks(text, "bash") for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _spantune_arguments(line: str) -> Iterator[list[str]]:
-    """The arguments of each `spantune` in a shell line, pipes and redirections taken off."""
+    """Yield the arguments of each `spantune` in a shell line, without pipes and redirections."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|><;&")
     lexer.whitespace_split = True
     part: list[str] = []
@@ -76,7 +76,7 @@ def _spantune_arguments(line: str) -> Iterator[list[str]]:
 
 
 def _parse(arguments: list[str]) -> Any:
-    """The context of the command that `arguments` name; nothing is run."""
+    """Return the parsed context of a command without running it."""
     command = _commands()
     context = None
     while hasattr(command, "commands"):
@@ -114,7 +114,7 @@ def _headings(text: str) -> list[int]:
 
 
 def _tables(text: str) -> list[list[list[str]]]:
-    """The tables of a page as rows of cells, without the rule below the head."""
+    """Return the tables of a page as rows of cells, without the line of dashes under the header."""
     tables: list[list[list[str]]] = [[]]
     for line in _prose(text).splitlines():
         if line.startswith("|"):
@@ -252,7 +252,7 @@ def test_readmes_mark_or_hold_the_figures() -> None:
 
 
 def _private_apis() -> dict[str, list[str]]:
-    """The names of docs/compatibility.md that other libraries do not promise, and the files that use them."""
+    """Return the private names of other libraries in docs/compatibility.md, with the files that use each."""
     table = _tables(_read(ROOT / "docs" / "compatibility.md"))[-1][1:]
     return {row[1].strip("`"): re.findall(r"`([^`]+)`", row[2]) for row in table}
 
@@ -296,7 +296,7 @@ def test_every_private_name_of_a_library_is_in_the_table() -> None:
 
 
 def test_every_module_says_what_it_holds() -> None:
-    """In its first sentence, which is its line in the tree of CONTRIBUTING.md; no two say the same."""
+    """The first sentence of a module is its line in the tree of CONTRIBUTING.md, so it must be unique."""
     paths = [path for path in (ROOT / "src" / "spantune").rglob("*.py") if _read(path).strip()]
     sentences = {path: ast.get_docstring(ast.parse(_read(path))) or "" for path in paths}
     firsts = [sentence.split("\n\n")[0] for sentence in sentences.values()]
@@ -317,7 +317,7 @@ def test_the_table_of_models_and_gpus_is_up_to_date() -> None:
     sys.path.insert(0, str(ROOT / "docs"))
     page: Any = importlib.import_module("hardware_page")
     sys.path.pop(0)
-    name = "Phi-4 14B"  # one of its rows: making each model takes a second
+    name = "Phi-4 14B"  # one row only, because making each model takes a second
     row = page.row(name, page.MODELS[name])
     for path in page.PAGES:
         assert row in _read(path).splitlines(), "run python docs/hardware_page.py"

@@ -1,4 +1,4 @@
-"""Whatever is damaged in a model or run folder, it is loaded as it is or refused in one error of ours."""
+"""A damaged file in a model or run folder raises a SpantuneError or does no harm; no other error may come out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from spantune.models import load, load_config_of, read_files
 from spantune.training.plan import skeleton
 
 SEEDS = 4
-"""Damages of each file; thousands were tried."""
+"""Kinds of damage that are tried on each file; thousands were tried by hand."""
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run and the model that it is of; not to be changed."""
+    """A folder with a run and its base model; tests must not change it."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(tiny_folder, folder / "model")
     save_run(folder / "run", folder / "model")
@@ -51,12 +51,12 @@ def test_a_damaged_file_is_an_error_of_ours_or_none(whole: Path, tmp_path: Path,
         except SpantuneError as error:
             assert str(error)
             refused += 1
-    assert refused  # others, such as a bit of a description, change nothing
+    assert refused  # some damage changes nothing, such as a bit in a description
 
 
 @pytest.fixture
 def model(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that may be damaged."""
+    """A copy of the tiny model, which the test may damage."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
@@ -132,7 +132,7 @@ def test_every_load_says_that_no_code_is_trusted() -> None:
     ]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("from_pretrained", "from_config"):
-                if getattr(node.func.value, "id", "") == "PeftModel":  # an adapter has no code, and PEFT no such option
+                if getattr(node.func.value, "id", "") == "PeftModel":  # PEFT has no such option
                     continue
                 values = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
                 assert values.get("trust_remote_code") is False, f"{path}:{node.lineno}"

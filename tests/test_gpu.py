@@ -1,4 +1,4 @@
-"""What only a GPU shows: the flash kernel, FP8 products, compiled steps, and memory that really runs out."""
+"""Tests that need a GPU: the flash kernel, FP8 products, compiled steps, CUDA graphs and running out of memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from spantune.training.span_loss import zlpr
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),  # compilers and kernels on their choices
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # compilers and kernels warn about their choices
 ]
 GPU = torch.device("cuda")
 SHAPE = {"hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 3}  # four heads of 64
@@ -63,18 +63,18 @@ SHAPE = {"hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 3}  
 
 @pytest.fixture
 def fp8() -> None:
-    """Skips where the GPU has no FP8 products."""
+    """Skip the test if the GPU has no FP8 matrix products."""
     if not has_fp8(GPU):
         pytest.skip("this GPU is older than Hopper")
 
 
 def far(found: Tensor, wanted: Tensor) -> float:
-    """‖found - wanted‖ / ‖wanted‖."""
+    """Return the relative error ‖found - wanted‖ / ‖wanted‖."""
     return (torch.linalg.norm(found.float() - wanted.float()) / torch.linalg.norm(wanted.float())).item()
 
 
 def drawn(count: int, prefix: int = 40, longest: int = 90, seed: int = 0, ids: int = 280) -> list[Example]:
-    """Examples with one prefix and random ids."""
+    """Draw examples with a common prefix and random ids."""
     draw = random.Random(seed)
     shared = tuple(draw.randrange(3, ids) for _ in range(prefix))
     found = []
@@ -89,7 +89,7 @@ def packed(chosen: list[Example]) -> PackTensors:
 
 
 def model(base: str = "bf16", family: str = "phi3", dropout: float = 0.0, **changes: Any) -> Any:
-    """A training model on the GPU whose weights are as narrow as a real one's and whose adapters are away from zero."""
+    """Return a training model on the GPU with weights as small as in a real model, and adapters that are not zero."""
     made: Any = tiny_model(family, vocabulary=280, **{**SHAPE, **changes})
     with torch.no_grad():
         for parameter in made.parameters():
@@ -105,7 +105,7 @@ def model(base: str = "bf16", family: str = "phi3", dropout: float = 0.0, **chan
 
 
 def step(made: Any, pack: PackTensors) -> tuple[float, Tensor]:
-    """Loss a token, and all gradients of the adapters in one row."""
+    """Return the loss per token, and the gradients of all adapters in one vector."""
     made.zero_grad()
     rough = made.get_input_embeddings().weight.dtype == torch.bfloat16
     with torch.autocast("cuda", torch.bfloat16, enabled=rough):
@@ -177,13 +177,13 @@ def test_a_model_becomes_fp8_without_a_second_copy_on_the_gpu(fp8: None) -> None
     stored = torch.cuda.memory_allocated() - before
     linear = sum(p.numel() for p in made.parameters() if p.dtype == torch.uint8)
     assert stored < 1.1 * linear + 2 * sum(p.nbytes for p in made.parameters() if p.dtype != torch.uint8)
-    assert torch.cuda.max_memory_allocated() - before - stored < 16 * largest  # of one weight: bf16, fp32 twice, e4m3
+    assert torch.cuda.max_memory_allocated() - before - stored < 16 * largest  # one weight: bf16, fp32 twice, e4m3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["bf16", "fp8"])
 def test_layers_with_dropout_compile(fp8: None, base: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Without the compiler's warning that they could not be compiled."""
+    """There must be no warning that the layers could not be compiled."""
     made = model(base, dropout=0.2)
     torch._dynamo.reset()
     compile_layers(made, "some")
@@ -211,7 +211,7 @@ def test_a_compiled_step_is_the_eager_one(fp8: None, base: str, keep: Keep) -> N
     for (loss, gradient), (_, wanted), pack in zip(eager, exact, packs, strict=True):
         found = step(made, pack)
         assert found[0] == pytest.approx(loss, rel=5e-3)
-        if base == "fp8":  # e4m3 rounds what differs in the last bit: the two need only be as near to the truth
+        if base == "fp8":  # e4m3 rounding enlarges differences in the last bit, so both are compared with fp32
             assert far(found[1], wanted) < 1.2 * far(gradient, wanted) < 0.3
         else:
             assert far(found[1], gradient) < 0.05
@@ -223,7 +223,7 @@ def test_a_compiled_step_is_the_eager_one(fp8: None, base: str, keep: Keep) -> N
     [*((family, dropout, False) for family in HEADS for dropout in (0.0, 0.2)), ("gemma3_text", 0.2, True)],
 )
 def test_graphs_of_packs_are_the_plain_passes(family: str, dropout: float, compiled: bool) -> None:
-    """The first pack runs plainly, all others by graphs; the packs of a step add to the same gradients."""
+    """The first pack runs without a graph, the others with graphs; a step's packs add up to the same gradients."""
     made = model("bf16", family, dropout, **HEADS[family])
     if compiled:
         torch._dynamo.reset()
@@ -244,7 +244,7 @@ def test_graphs_of_packs_are_the_plain_passes(family: str, dropout: float, compi
                 loss = pack_loss(made, pack, torch.bfloat16) / len(pack.index)
             loss.backward()
             losses.append(loss.item())
-            del loss  # what it holds belongs to the default stream
+            del loss  # the loss holds memory of the default stream
         rounds.append((losses, torch.cat([p.grad.flatten().clone() for p in made.parameters() if p.grad is not None])))
         assert len(forward.graphs) == (2, 3, 3, 2)[number]  # in the last round the second pack is larger than the first
     (losses, wanted), *others = rounds
@@ -272,7 +272,7 @@ def test_a_graph_larger_than_usual_comes_first_so_that_the_others_stay() -> None
 
 
 def test_a_step_that_really_runs_out_of_memory_is_split_and_loses_nothing() -> None:
-    """The limit lies between what the step reserves in one pack and in small ones, beside what other tests left."""
+    """The limit is between the memory of the step in one pack and in small packs, plus what other tests hold."""
     chosen = drawn(120, longest=60)
     made = model(num_hidden_layers=8)
 
@@ -304,7 +304,7 @@ def test_a_step_that_really_runs_out_of_memory_is_split_and_loses_nothing() -> N
 
 
 @pytest.mark.parametrize("base", ["nf4", "int8"])
-@pytest.mark.filterwarnings("ignore::UserWarning")  # bitsandbytes casts
+@pytest.mark.filterwarnings("ignore::UserWarning")  # bitsandbytes warns about casts
 def test_bitsandbytes_bases_train_on_the_gpu(tiny_folder: Path, base: Any) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes, of the extra of that name, is not installed")
     from spantune.models import load
@@ -367,12 +367,12 @@ def test_the_flash_kernel_reads_whole_texts_as_the_dense_mask_does(
     wanted.backward(dy.double())
     assert far(found, wanted) < 0.01
     pairs = [(mine.grad, its.grad) for mine, its in zip(ours, exact, strict=True)]
-    for mine, its in pairs if window != 1 else pairs[2:]:  # a token that sees only itself has no gradient but by value
+    for mine, its in pairs if window != 1 else pairs[2:]:  # only itself seen: q and k have no gradient
         assert mine is not None and its is not None and far(mine, its) < 0.02
 
 
 def read_by(base: str = "bf16", family: str = "phi3", settings: Any = None, **changes: Any) -> Any:
-    """A training model on the GPU with a head."""
+    """Return a training model on the GPU with a head."""
     return with_head(model(base, family, **changes), settings or spans_settings())
 
 
@@ -386,7 +386,7 @@ def test_logits_of_spans_on_the_gpu_are_those_of_the_cpu(
     exact_model = read_by("fp32", family, settings, **HEADS[family]).eval()
     in_fp32 = found_logits(exact_model, pack.to(GPU))
     exact = found_logits(exact_model.cpu(), pack)
-    assert far(in_fp32, exact) < 1e-4  # in TF32 it would be 1e-3
+    assert far(in_fp32, exact) < 1e-4  # with TF32 it would be 1e-3
     made = read_by("bf16", family, settings, **HEADS[family]).eval()
     by_kernel = found_logits(made, pack.to(GPU))
     monkeypatch.setattr("spantune.models.attention.can_flash", lambda *_: False)
@@ -395,7 +395,7 @@ def test_logits_of_spans_on_the_gpu_are_those_of_the_cpu(
 
 
 def found_logits(made: Any, pack: SpanPack) -> Tensor:
-    """What the model adds to the bias, for the spans inside a text, on the CPU."""
+    """Return the logits without the bias, for the spans inside a text, on the CPU."""
     with torch.no_grad():
         logits = logits_of(made, pack) - require_head(made).bias
     return logits[pack.band.inside].float().cpu()
@@ -404,7 +404,7 @@ def found_logits(made: Any, pack: SpanPack) -> Tensor:
 def test_the_host_does_not_wait_for_the_loss_of_reading() -> None:
     settings = spans_settings()
     made, pack = read_by(settings=settings), span_pack(span_encoder(settings), TEXTS).to(GPU)
-    for mode in ("default", "error"):  # what is loaded at the first pass may wait
+    for mode in ("default", "error"):  # the first pass may wait, because libraries are loaded
         torch.cuda.set_sync_debug_mode(mode)
         try:
             zlpr(logits_of(made, pack), pack).backward()
@@ -459,7 +459,7 @@ def test_steps_of_reading_learn_on_the_gpu(fp8: None, base: str) -> None:
     encoder, made = span_encoder(recipe), read_by(base)
     chosen = [encoder.example(document) for document in [EMPTY, *drawn_texts(7)]]
     settings = config.Train(learning_rate=2e-3)
-    collator = Collator(settings, encoder.prefix, 256, 0, recipe)  # several packs
+    collator = Collator(settings, encoder.prefix, 256, 0, recipe)  # small enough for several packs
     runner = StepRunner(made, collator, settings, StepGuard("stop"), head_rate=5e-3)
     losses = [runner.run(collator(chosen), step, 1.0).loss.item() for step in range(1, 41)]
     assert len(collator(chosen).parts) > 1

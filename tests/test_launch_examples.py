@@ -1,4 +1,4 @@
-"""The examples for clusters: shell that parses, Slurm options that exist, and Jobs that Kubernetes would take."""
+"""The examples for clusters: the shell code parses, the Slurm options exist, and the Kubernetes Jobs are complete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TORCHRUN = {
 
 
 def launched(words: list[str]) -> list[str]:
-    """The arguments of torchrun, whose options exist; what follows is `-m spantune train …`."""
+    """Return the arguments of torchrun, after checking that they exist and that `-m spantune train` follows."""
     start = words.index("torchrun") + 1
     end = words.index("-m", start)
     options = {word.removeprefix("--") for word in words[start:end] if word.startswith("--")}

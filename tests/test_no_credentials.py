@@ -1,4 +1,4 @@
-"""Credentials planted wherever a user or a library may have them are in no file of a run folder, and in no output."""
+"""Credentials that a user or a library may set anywhere appear in no file of a run folder and in no output."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_commands_on_a_run_print_none(command: Command, trained: Any, tmp_pa
         shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("swanlab", "checkpoints"))
     )
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    config["track"] |= {"description": URL, "tags": ["geheim-key"]}  # as an older release has saved it
+    config["track"] |= {"description": URL, "tags": ["geheim-key"]}  # as an older release saved it
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     for arguments in (
         ["runs", tmp_path, "--json"],

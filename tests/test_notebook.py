@@ -1,4 +1,4 @@
-"""The notebook: it runs from top to bottom with a small model, and what is stored in it is that of a real run."""
+"""The notebook runs from top to bottom with a small model, and its stored outputs are those of a real run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the package says of itself: its version, its page on an index, its extras, and how to cite it."""
+"""The metadata of the package: version, README as shown on a package index, extras and citation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_version_is_said_in_one_place() -> None:
 
 
 def on_an_index(text: str) -> str:
-    """The README as the build writes it into the package."""
+    """Return the README as the build writes it into the package."""
     for rule in PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
         text = re.sub(rule["pattern"], rule["replacement"], text)
     return text

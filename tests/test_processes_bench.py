@@ -1,4 +1,4 @@
-"""The parts of a bench run in turn, end in time, and give what they have printed by then."""
+"""bench/processes.py runs the parts of a bench in turn, ends them in time, and returns what they have printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public surface, and what importing it costs: no torch before a model is needed."""
+"""The public names of spantune, and that importing them loads no torch before a model is needed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import spantune
 SOURCE = Path(spantune.__file__).parent
 HEAVY = ("torch", "transformers", "peft", "accelerate", "swanlab", "modelscope", "llguidance")
 LIGHT = ("core", "data", "metrics", "encoding", "runs", "report", "cli")
-"""The packages of which every module runs without torch and without an SDK."""
+"""The packages whose modules can all be imported without torch and without a tracker's SDK."""
 
 
 def loaded_after(code: str, *arguments: str) -> tuple[set[str], str]:
-    """The heavy packages in `sys.modules` after `code` in a fresh interpreter, and what it printed."""
+    """Run `code` in a new interpreter; return the heavy packages that it has loaded, and what it printed."""
     script = (
         "import atexit, sys\n"
         f"loaded = lambda: sorted(set(sys.modules) & set({HEAVY!r}))\n"
@@ -41,7 +41,7 @@ def loaded_after(code: str, *arguments: str) -> tuple[set[str], str]:
 
 
 def type_checkers_names() -> list[str]:
-    """The names that the `if TYPE_CHECKING` block imports."""
+    """Return the names that the `if TYPE_CHECKING` block of spantune imports."""
     tree = ast.parse(inspect.getsource(spantune))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     return [
@@ -91,7 +91,7 @@ def test_light_packages_load_nothing_heavy(package: str) -> None:
 
 
 def test_other_packages_are_used_by_their_public_names_only() -> None:
-    """What a package takes from another one stands in that package's `__all__`."""
+    """A name that a package imports from another package must be in that package's `__all__`."""
     private = []
     for path in SOURCE.rglob("*.py"):
         parts = path.relative_to(SOURCE).parts

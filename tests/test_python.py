@@ -1,4 +1,4 @@
-"""The Python functions that the commands share, and how their values are shown and become rows."""
+"""The Python functions behind the commands, how their results are displayed, and how they become rows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TAG = spantune.Document("<b>", "<script>alert(1)</script>", (spantune.Entity(0, 
 
 @pytest.fixture
 def run(trained: Any, tmp_path: Path) -> Path:
-    """A copy of the trained run, which a test may change."""
+    """A copy of the trained run, which the test may change."""
     return Path(shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("swanlab")))
 
 
 class _Elements(HTMLParser):
-    """The names of the elements of a page."""
+    """Collects the names of a page's elements."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -69,7 +69,7 @@ def test_a_run_is_calibrated(run: Path, corpus: Path) -> None:
     assert not (run / "calibration.json").exists() and fitted.evidence is not None
     assert fitted.evidence.data == str(corpus / "dev.jsonl")
     extractor = spantune.load(run, min_score=0.99)
-    assert spantune.calibrate(extractor).temperature == fitted.temperature  # the run's dev documents are the same ones
+    assert spantune.calibrate(extractor).temperature == fitted.temperature  # the run has the same dev documents
     assert (run / "calibration.json").is_file() and extractor.calibration is not None
     assert extractor.calibration.threshold == 0.99
     (run / "report.html").unlink()
@@ -152,7 +152,7 @@ def test_notebooks_show_escaped_texts_and_one_colour_a_label(trained: Any) -> No
         assert page.startswith('<div class="spantune-document"><style>') and page.endswith("</div>")
         names = _Elements(page).names
         assert not names & {"script", "b>", "u", "img", "link"} and "table" in names, names
-    spantune.load(trained.folder)  # from here on the colours are those of its task: dis, sym, pro, equ, dru, ite, bod
+    spantune.load(trained.folder)  # now colours follow its labels: dis, sym, pro, equ, dru, ite, bod
     assert set(re.findall(r'class="tag (entity-\d+)"', PNEUMONIA._repr_html_())) == {"entity-0", "entity-6"}
 
 

@@ -1,4 +1,4 @@
-"""The code of docs/tutorials/python.md runs from top to bottom, with a small run in place of the one that it trains."""
+"""The code of docs/tutorials/python.md runs from top to bottom, with a small trained run in place of its own."""
 
 from __future__ import annotations
 

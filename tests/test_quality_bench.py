@@ -1,4 +1,4 @@
-"""The study of quality: the order in which its jobs run, and the averages of adapters."""
+"""The study bench/quality.py: the order in which its jobs run, and the averages of adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from helpers import real
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the scripts of the study find each other."""
+    """Let the scripts of the study import each other."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
 
 
@@ -27,7 +27,7 @@ def soup(scripts: None) -> ModuleType:
 
 
 def random_adapters(count: int, rank: int) -> list[dict[str, torch.Tensor]]:
-    """Adapters of one layer from 5 to 4 features."""
+    """Return random adapters of one layer with 5 input and 4 output features."""
     return [
         {"layer.lora_A.weight": torch.randn(rank, 5), "layer.lora_B.weight": torch.randn(4, rank)} for _ in range(count)
     ]

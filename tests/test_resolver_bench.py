@@ -1,4 +1,4 @@
-"""The ways to anchor mentions that `bench/resolver.py` compares: on a text of our own, and their ceilings on CMeEE."""
+"""bench/resolver.py: the ways to find written mentions in a text, on an example and on CMeEE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def bench() -> ModuleType:
 
 
 def test_ways_differ_where_a_mention_stands_unannotated(bench: ModuleType) -> None:
-    # 痛 at 0 is no entity, 头痛 at 2 holds one, and 痛 at 5 is the last
+    # 痛 at 0 is not annotated, 头痛 at 2 contains 痛 at 3, and 痛 at 5 is the last one
     text = "痛，头痛，痛"
     document = Document("1", text, (Entity(2, 4, "sym"), Entity(3, 4, "sym"), Entity(5, 6, "sym")))
     assert text[5] == "痛" and text[3] == "痛"

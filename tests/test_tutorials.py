@@ -1,7 +1,7 @@
-"""The tutorials run: every command and every Python block, in their order, with a model of toy size.
+"""The tutorials run: every command and every Python block, in order, with a tiny model.
 
-What a toy cannot do is replaced by overrides, which are added to the commands that train or plan; everything else is
-typed as the pages have it.
+What a tiny model cannot do is replaced by overrides, which are added to the commands that train or plan. Everything
+else is run as the pages show it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ TOY = (
     *("extract.max_new_tokens=16", "data.test_limit=2"),
 )
 NOT_RUN = ("watch", "--resume")
-"""A command that serves until it is stopped, and one that needs a run that was stopped."""
+"""Commands that are left out: `watch` serves until it is stopped, and `--resume` needs a stopped run."""
 _BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that looks like a checkout, in which the tutorials can write."""
+    """A folder with the examples and recipes of a checkout, in which the tutorials may write."""
     for name in ("examples", "recipes"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)

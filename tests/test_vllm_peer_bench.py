@@ -1,4 +1,4 @@
-"""How `bench/vllm_peer.py` makes vLLM write gold answers, and what it says of steps; vLLM itself is not needed."""
+"""bench/vllm_peer.py: how it makes vLLM write gold answers, and how it counts steps; vLLM itself is not needed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def bench() -> ModuleType:
 
 
 def test_each_row_gets_its_own_next_gold_token(bench: ModuleType) -> None:
-    # rows 2 and 0 write; row 2 has a prompt of 5 tokens and has just read the last one, row 0 has written two tokens
+    # Row 2 has a prompt of 5 tokens and has just read its last token; row 0 has written two tokens.
     gold = torch.zeros((3, 8), dtype=torch.int64)
     gold[0, :3], gold[2, :2] = torch.tensor([4, 5, 6]), torch.tensor([7, 1])
     starts = torch.tensor([3, 0, 5])
     logits = torch.zeros((2, 9))
-    logits[0, 7] = float("-inf")  # forbidden by the grammar
+    logits[0, 7] = float("-inf")  # the grammar forbids it
     bench.raise_gold(logits, gold, starts, torch.tensor([2, 0]), torch.tensor([4, 4]))
     assert logits[0].tolist() == [0] * 7 + [float("-inf"), 0]
     assert logits[1].argmax() == 6 and logits[1].count_nonzero() == 1

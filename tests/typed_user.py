@@ -1,4 +1,4 @@
-"""A user's script for mypy, which checks it strictly with the package: what the public functions take and return."""
+"""A user's script that mypy checks strictly with the package: what the public functions take and return."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import spantune
 
 
 def types() -> None:
-    """Never run: the types are what is tested."""
+    """Never run: mypy checks the types."""
     corpus = spantune.read("notes.jsonl")
     assert_type(corpus, spantune.Corpus)
     assert_type(spantune.Corpus.from_dicts(corpus.to_dicts()), spantune.Corpus)

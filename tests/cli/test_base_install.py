@@ -1,4 +1,4 @@
-"""The base installation, without the extra `train`: what it can do, and what it says of the rest."""
+"""The installation without the extra `train`: which commands work, and what the others say is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_corpora_files_and_runs_need_no_torch_and_the_rest_says_what_to_install(
     assert [(code, err) for code, _, err in outcomes[:9] if code] == []
     made = ("page.html", "b.jsonl", "splits/dev.jsonl", "scored/report.html", "compared/report.html", "recipe.yaml")
     assert all((tmp_path / name).is_file() for name in made)
-    assert outcomes.pop()[2].startswith("error: absent: no config.yaml here")  # what is wrong is said without torch
+    assert outcomes.pop()[2].startswith("error: absent: no config.yaml here")  # reported before torch is needed
     for code, out, err in outcomes[9:]:
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert err.startswith("error: training or running a model needs torch and other packages, of which ")

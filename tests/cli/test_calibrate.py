@@ -1,4 +1,4 @@
-"""`spantune calibrate` on a trained run, and what a stored calibration does to extracting, measuring and the API."""
+"""`spantune calibrate` on a trained run, and how a stored calibration changes extraction, evaluation and the API."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Command = Callable[..., Outcome]
 
 @pytest.fixture
 def run(trained: Any, tmp_path: Path) -> Path:
-    """A copy of the trained run, which a test may change."""
+    """A copy of the trained run, which the test may change."""
     return Path(shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("swanlab")))
 
 
 @pytest.fixture(scope="module")
 def bare(trained: Any) -> list[Document]:
-    """The test documents as the model annotates them, scores as it gives them."""
+    """The test documents as the model annotates them, with uncalibrated scores."""
     return load_bare(trained.folder).extract(trained.after.gold)
 
 
@@ -47,7 +47,7 @@ def test_the_runs_dev_documents_give_what_is_stored(command: Command, run: Path,
     gold = formats.read(corpus / "dev.jsonl").documents
     assert stored == calibrate(gold, load_bare(run).extract(gold))
     assert (found["evidence"]["data"], found["evidence"]["documents"]) == ("dev", 6)
-    again = rows(command("calibrate", run, "--json"))[-1]  # scores are taken bare, not calibrated twice
+    again = rows(command("calibrate", run, "--json"))[-1]  # it uses the uncalibrated scores, not calibrated ones
     assert again["temperature"] == found["temperature"]
 
 

@@ -1,4 +1,4 @@
-"""What the command line prints, where, and with which exit code; an error is one sentence, never a traceback."""
+"""What the command line prints, on which stream, with which exit code; an error is one sentence and no traceback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GOLD = {"id": "a", "text": "肺炎患者", "entities": [{"start": 0, "end": 2, "
 
 @pytest.fixture
 def run(trained: Any, tmp_path: Path) -> Path:
-    """A copy of the trained run that may be written to."""
+    """A copy of the trained run, to which the test may write."""
     return Path(
         shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("swanlab", "checkpoints"))
     )
@@ -360,7 +360,7 @@ def test_data_convert_says_what_it_did_on_stderr(command: Command, tmp_path: Pat
 
 @pytest.mark.no_cover
 def test_a_hub_that_cannot_be_reached(recipe_file: RecipeFile) -> None:
-    """Proxies that nobody listens on: an error within seconds, and no folder."""
+    """The proxies do not listen: the command must fail within seconds and leave no folder."""
     path = recipe_file(model={"source": "hf:nobody/nothing"})
     nowhere = "http://127.0.0.1:9"
     environment = {
@@ -384,5 +384,5 @@ def test_q_leaves_errors_and_results_and_may_follow_the_command(command: Command
         assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
     one_line_error(command("-q", "data", "convert", tmp_path / "none.jsonl", tmp_path / "x", "--to", "native"), "none")
     one_line_error(command("-v", "runs", tmp_path, "-q"), "-q and -v contradict each other")
-    dashes = command("data", "check", "--", "-q")  # a file of this name
+    dashes = command("data", "check", "--", "-q")  # a file with this name
     assert dashes.code == 2 and "-q: there is no such file" in dashes.err

@@ -1,4 +1,4 @@
-"""`spantune data merge` and `map` as people use them: what they write and what they say."""
+"""`spantune data merge` and `map`: the files that they write and the lines that they print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANN, BOB = Entity(0, 3, "person"), Entity(8, 11, "Person")
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
-    """Two texts as doccano exports them."""
+    """A file with two texts, as doccano exports them."""
     path = tmp_path / "notes.jsonl"
     documents = [Document("1", "Ann met Bob", (ANN, Entity(8, 11, "person"))), Document("2", "Nobody", ())]
     formats.write(path, documents, "doccano")
@@ -28,7 +28,7 @@ def notes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def corrected(tmp_path: Path) -> Path:
-    """One of the texts corrected, and a new one, as Label Studio exports them."""
+    """A file with one of these texts corrected and one new text, as Label Studio exports them."""
     path = tmp_path / "corrected.json"
     documents = [Document("1", "Nobody", (Entity(0, 6, "person"),)), Document("2", "Ann", (ANN,))]
     formats.write(path, documents, "label_studio")

@@ -1,4 +1,4 @@
-"""`evaluate` of two files and `compare`, as a script and as a person sees them."""
+"""`evaluate` with two files, and `compare`: output for scripts and for people."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PREDICTED = [
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
-    """Gold, predictions, other predictions and training documents as native JSONL."""
+    """Gold documents, two predictions and training documents as native JSONL files."""
     sides = {"gold": GOLD, "predicted": PREDICTED, "right": GOLD, "train": GOLD[:1]}
     for name, documents in sides.items():
         formats.write(tmp_path / f"{name}.jsonl", documents)
@@ -149,7 +149,7 @@ def test_compare_runs_by_their_newest_predictions(command: Command, trained: Any
     assert first["strict"]["micro"]["f1"] == pytest.approx(trained.after.scores.micro.f1)
     assert second["strict"]["micro"]["predicted"] == 0
     assert list(found["systems"]) == ["one", "two"]
-    for run in runs:  # as if there were no test set
+    for run in runs:  # as if the runs had no test set
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         config["data"]["dev"] = config["data"]["test"]
         (run / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
@@ -218,7 +218,7 @@ def test_report_of_a_run_has_its_errors_and_what_was_left_out(
     command: Command, trained: Any, corpus: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(trained.folder, tmp_path / "run", ignore=shutil.ignore_patterns("swanlab")))
-    data = tmp_path / "test-77.jsonl"  # a name such as the run's own predictions have
+    data = tmp_path / "test-77.jsonl"  # the run's own predictions have such a name
     shutil.copy(corpus / "test.jsonl", data)
     arguments = ("evaluate", run, "--data", data, "--min-score", 1, "--json", "--report", run / "again")
     outcome = command(*arguments)
@@ -278,7 +278,7 @@ def test_inputs_of_one_name_are_kept_apart_and_found_again(command: Command, tra
         corpora[name].parent.mkdir()
         formats.write(corpora[name], [Document(name, text, (Entity(0, 1, "dis"),))])
         assert command("evaluate", run, "--data", corpora[name]).code == 0
-        assert command("evaluate", run, "--data", corpora[name]).code == 0  # the very same input, again
+        assert command("evaluate", run, "--data", corpora[name]).code == 0  # the same input again
     kept = {entry.data: run / "predictions" / entry.file for entry in evaluated(run)}
     texts = {data: [document.text for document in formats.read(path).documents] for data, path in kept.items()}
     assert texts == {str(corpora["a"]): ["疮"], str(corpora["b"]): ["痈"]} and len(set(kept.values())) == 2

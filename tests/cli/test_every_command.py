@@ -1,4 +1,4 @@
-"""What holds for every command: nothing raw reaches a terminal, no secret is shown, and no foreign code is run."""
+"""Properties of every command: no control characters on the terminal, no secrets shown, no foreign code run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from spantune.cli import app
 Command = Callable[..., Outcome]
 
 HOSTILE = "\x1b[31m\x9b5mACME\u202e\x7f\x07[red]x[/red]"
-"""An escape sequence, the same as one C1 character, a change of direction, DEL, BEL and a rich markup tag."""
+"""An escape sequence, the same as a C1 character, a change of text direction, DEL, BEL and a rich markup tag."""
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What a terminal would obey: control characters but tab and line feed, and changes of direction."""
+"""What a terminal would obey: control characters except tab and line feed, and changes of text direction."""
 SECRET = "s3cr3t-hunter2"
 
 
 @dataclass(frozen=True)
 class Place:
-    """The files that the commands work on."""
+    """The files that the commands read and write."""
 
     run: Path
     recipe: Path
@@ -76,7 +76,7 @@ def _overrides(place: Place) -> list[str]:
 
 @pytest.fixture
 def place(trained: Any, tmp_path: Path, tree: Callable[..., dict[str, Any]]) -> Place:
-    """A run, a recipe of a single step, a hostile corpus, and an empty folder."""
+    """A run, a recipe with one step, a corpus with hostile text, and an empty folder."""
     run = tmp_path / "runs" / "done"
     shutil.copytree(trained.folder, run, ignore=shutil.ignore_patterns("swanlab", "checkpoints"))
     corpus = tmp_path / f"corpus{HOSTILE}.jsonl".replace("/", "")
@@ -123,7 +123,7 @@ def test_a_recipe_cannot_send_escapes_to_the_terminal(place: Place, command: Com
 
 @pytest.fixture
 def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Secrets in every variable that spantune or a library under it reads; nothing answers at the addresses."""
+    """Set secrets in every variable that spantune or one of its libraries reads; nothing listens at the addresses."""
     address = f"http://alice:{SECRET}@127.0.0.1:9"
     for name in ("HF_ENDPOINT", "MLFLOW_TRACKING_URI", "SWANLAB_API_HOST", "WANDB_BASE_URL", "HTTP_PROXY_UNUSED"):
         monkeypatch.setenv(name, address)
@@ -155,7 +155,7 @@ def _assert_no_secret(outcome: Outcome, folder: Path) -> None:
 
 @pytest.fixture
 def foreign(place: Place, tiny_folder: Path) -> Iterator[Path]:
-    """The model of the run and the recipe with code of its own, which would write the file that is yielded."""
+    """Give the model of the run and the recipe code of its own; yield the file that this code would write."""
     marker = place.out.parent / "ran"
     folder = Path(shutil.copytree(tiny_folder, place.out.parent / "foreign"))
     (folder / "evil.py").write_text(

@@ -1,4 +1,4 @@
-"""A bug of ours exits with 70 and a log file, an error of the system with 2 and one line; neither shows a traceback."""
+"""A bug exits with code 70 and a log file, a system error with code 2 and one line; neither shows a traceback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user can enter, which those of pytest are not."""
+    """A folder that every user may enter; pytest's temporary folders allow only their owner."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -98,7 +98,7 @@ def test_a_folder_without_permission_is_one_line(corpus_file: Path, open_folder:
     locked.chmod(0)
     readable.chmod(0o644)
     user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-m", "spantune"]
-    own = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # it cannot write there
+    own = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # so without coverage
     environment = {**own, "HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"}
     inside, new = str(locked / "in.jsonl"), str(locked / "new")
     for arguments in (

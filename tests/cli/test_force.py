@@ -1,4 +1,4 @@
-"""No command replaces a file or folder without --force, and none what it reads, whatever the path looks like."""
+"""No command replaces a file without --force, and no command replaces its input, however the path is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Command = Callable[..., Any]
 
 
 def commands(source: Path, target: Path) -> dict[str, list[Any]]:
-    """Every command of data and files with `target` as what it writes."""
+    """Return every command of data and files, each with `target` as its output."""
     return {
         "inspect": ["data", "inspect", source, "--html", target],
         "convert": ["data", "convert", source, target, "--to", "cmeee"],

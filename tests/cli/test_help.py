@@ -1,4 +1,4 @@
-"""Help, completion and wrong use: examples that can be copied, names that are listed, errors of one line."""
+"""Help, completion and wrong use: examples can be copied, valid names are listed, errors are one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Command = Callable[..., Outcome]
 
 
 def commands(group: Any, *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command with the words that call it."""
+    """Yield every command with the words that call it."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, *above, name)
@@ -43,7 +43,7 @@ def test_examples_are_whole_and_other_lines_keep_to_the_width(
     whole = [f"  {line}" for example in examples(COMMANDS[words].help)[1] for line in example.splitlines()]
     assert whole and [line for line in whole if line not in lines] == []
     too_long = [line for line in lines if len(line) > 60 and line not in whole]
-    assert [line for line in too_long if len(line.split()) > 2] == []  # what remains is an option with its choices
+    assert [line for line in too_long if len(line.split()) > 2] == []  # only an option with its choices may be longer
     hidden = [option.opts[0] for option in COMMANDS[words].params if option.hidden]
     assert [option for option in hidden if f"{option} " in shown.out] == []
 
@@ -81,7 +81,7 @@ def test_the_listed_models_and_recipes_are_there() -> None:
 
 @pytest.fixture
 def complete(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """What the shell is given for the last word of a command line."""
+    """A function that returns the completions that the shell gets for the last word of a command line."""
 
     def run(*words: str) -> list[str]:
         monkeypatch.setenv("_SPANTUNE_COMPLETE", "complete_fish")
@@ -97,7 +97,7 @@ def test_the_shell_completes_values(
 ) -> None:
     assert complete("ev") == ["evaluate"]
     assert complete("data", "convert", "a", "b", "--to", "co") == ["conll"]
-    assert complete("data", "convert", "a", "b", "--to", "dataturk") == []  # it can be read only
+    assert complete("data", "convert", "a", "b", "--to", "dataturk") == []  # dataturks can only be read
     assert complete("data", "check", "a", "--format", "dataturk") == ["dataturks"]
     assert complete("data", "split", "bundled:clinical") == ["bundled:clinical-zh-test", "bundled:clinical-zh-train"]
     assert complete("train", "bundled:d") == ["bundled:demo"]

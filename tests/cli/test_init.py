@@ -1,4 +1,4 @@
-"""`spantune init` says what it found and what comes next, and asks on a terminal only."""
+"""`spantune init` prints what it found and which commands come next, and asks questions only on a terminal."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_terminal_of_80_columns_breaks_lines_between_words(
 
 
 class Terminal(io.StringIO):
-    """Standard input that is a terminal."""
+    """A standard input that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -100,7 +100,7 @@ def test_a_terminal_is_asked_what_no_option_says(
     assert (recipe.model.source, recipe.task.answer) == ("bundled:gemma3-270m", "grouped")
     monkeypatch.setattr(sys, "stdin", Terminal("no answer is read\n"))
     given = ("--model", "bundled:smollm2-135m", "--answer", "jsonl", "--test", "notes.jsonl")
-    assert command("init", "notes.jsonl", "--force", *given).code == 2  # every text is in the test set
+    assert command("init", "notes.jsonl", "--force", *given).code == 2  # all texts are also in the test set
     assert sys.stdin.read() == "no answer is read\n"
     monkeypatch.setattr(sys, "stdin", Terminal("\ngruoped\n\n"))
     assert "unknown answer format 'gruoped'; did you mean 'grouped'?" in command("init", "notes.jsonl", "--force").err

@@ -1,4 +1,4 @@
-"""Tests of `spantune.cli.libraries`: what is left out of the imports, and that it comes when it is asked for."""
+"""`spantune.cli.libraries`: which imports are postponed, and that each is made when it is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`spantune sync` on the command line: sends once, says where, and the end of a run says that it is to be typed."""
+"""`spantune sync`: it sends once and prints the address, and the end of a run names the command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_sync_says_where_and_that_it_was_sent_before(cloud: Cloud, tmp_path: Pat
     again = command("sync", folder)
     assert again.code == 0 and again.out == "" and f"{folder} was sent before: {url}" in again.err
     assert cloud.run.series("train/loss") == [(1, 1.0)]
-    assert (tmp_path / "swanlab" / "runs.swanlab").is_file() and not list(folder.glob("swanlab.*"))  # the board stays
+    assert (tmp_path / "swanlab" / "runs.swanlab").is_file() and not list(folder.glob("swanlab.*"))  # the board is kept
 
 
 def test_what_cannot_be_sent_is_one_sentence(tmp_path: Path, command: Callable[..., Any]) -> None:

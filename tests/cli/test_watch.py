@@ -1,4 +1,4 @@
-"""`spantune watch` on the command line: says where, opens a browser where it is asked to, and ends with Ctrl-C."""
+"""`spantune watch`: it prints its address, opens a browser only if asked to, and ends with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_it_serves_until_ctrl_c_and_ends_well(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(webbrowser, "open", lambda url: threading.Thread(target=browse, args=(url,)).start())
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore Ctrl-C
     try:
         ended = command("watch", tmp_path / "run", "--open")
     finally:

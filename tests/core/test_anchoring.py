@@ -1,4 +1,4 @@
-"""Surfaces that are anchored: forwards, backwards if nothing is ahead, in groups, and none when all are taken."""
+"""Anchoring surfaces: the next occurrence is taken, else an earlier one, in groups, and none if all are taken."""
 
 from __future__ import annotations
 

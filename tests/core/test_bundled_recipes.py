@@ -1,4 +1,4 @@
-"""A recipe that comes with spantune is found by its name wherever the path of a recipe may stand."""
+"""A recipe that comes with spantune is found by its name wherever the path of a recipe is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: strict, frozen, overridable, and the same after saving."""
+"""Recipes are strict and frozen, accept overrides, and are the same after saving and loading."""
 
 from __future__ import annotations
 
@@ -180,12 +180,12 @@ def test_an_override_of_an_unknown_section_or_without_yaml_is_refused(tmp_path: 
 
 def test_override_values_have_their_types(tmp_path: Path) -> None:
     overrides = [
-        "train.learning_rate=5e-4",  # YAML 1.1 calls this a string
+        "train.learning_rate=5e-4",  # a string in YAML 1.1
         "train.max_steps=24",
         "train.eval_before=false",
         "lora.targets=[q_proj, o_proj]",
         "data.limit=100",
-        "data.limit=",  # the later wins, and nothing is null
+        "data.limit=",  # the last override counts, and an empty value is null
         "data.dev=a=b.jsonl",
         "run.name=7",
         "task.labels=[x, {code: y, name: Y}]",

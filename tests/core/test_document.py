@@ -1,4 +1,4 @@
-"""Entity and Document: half-open offsets in code points, checked once and never changed."""
+"""Entity and Document: half-open offsets in code points; values are checked once and cannot be changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from spantune.core import DataError, Document, Entity, to_record
 
-TEXT = "👩🏽 e\u0301 右肩疼痛"  # the emoji and the é are two code points each
+TEXT = "👩🏽 e\u0301 右肩疼痛"  # the emoji and the é have two code points each
 
 
 def test_offsets_count_code_points() -> None:

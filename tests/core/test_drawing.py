@@ -1,4 +1,4 @@
-"""Drawings: the text stays the document's, every entity is there, and nothing in a text becomes markup."""
+"""Drawings of annotated texts: the text is unchanged, every entity is shown, and no text becomes markup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ODD = (
 
 
 class Drawing(HTMLParser):
-    """Reads a drawing back: its text, the characters under each line, and the tags with their places."""
+    """Parses a drawing: its text, the characters under each line, and the tags with their places."""
 
     def __init__(self, markup: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -86,7 +86,7 @@ def test_nested_and_crossing_entities_have_their_own_lines():
         ("under entity-2", "--level:0"): [4, 5, 6, 7],
     }
     assert [(place, tag) for place, tag, _ in drawing.tags] == [(3, "L1"), (5, "L0"), (8, "L2")]
-    # a line that goes on runs under the tag of another entity
+    # a line that continues passes under the tag of another entity
     assert drawing.over == {"L1": ["under entity-0"], "L0": ["under entity-2"], "L2": []}
 
 
@@ -134,7 +134,7 @@ def test_empty_text_is_an_empty_element():
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance of WCAG 2.2."""
+    """Return the relative luminance of a colour, as WCAG 2.2 defines it."""
     channels = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -150,7 +150,7 @@ def test_every_colour_is_readable_on_its_paper():
             assert (high + 0.05) / (low + 0.05) >= 4.5, (colour, paper)
 
 
-# Machado, Oliveira and Fernandes 2009, severity 1; in linear RGB
+# Machado, Oliveira and Fernandes 2009, severity 1, in linear RGB
 SIGHT = {
     "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -170,7 +170,7 @@ TO_LAB = [
 
 
 def seen(colours: Sequence[str], sight: str) -> np.ndarray:
-    """OKLab coordinates, 0 to 100, of what one with this sight sees."""
+    """Return the OKLab coordinates (0 to 100) of colours as a person with this kind of colour vision sees them."""
     channels = np.array([[int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)] for colour in colours])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     simulated = np.clip(linear @ np.array(SIGHT[sight]).T, 0, 1)
@@ -204,5 +204,5 @@ def test_a_document_without_a_page_has_its_style_its_drawing_and_a_table_of_its_
     assert draw(document, ["x", "dis"], names={"dis": "disease"}) in markup and ":root" not in markup
     assert "<b>" not in markup and '<th scope="row">disease</th><td>0</td><td>3</td><td>&lt;b&gt;</td>' in markup
     assert "<td>0.500</td>" in markup and "2 entities" in markup
-    prefer_label_order([])  # an extractor of another test may have given one
+    prefer_label_order([])  # another test's extractor may have set an order
     assert "under entity-0" in entities_html(document) and "no entities" in entities_html(Document("1", "a"))

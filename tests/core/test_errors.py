@@ -1,4 +1,4 @@
-"""The error tree: one root, places in messages, the nearest valid name."""
+"""The error classes have one root; messages name the place and the nearest valid name."""
 
 from __future__ import annotations
 

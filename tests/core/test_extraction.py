@@ -1,4 +1,4 @@
-"""An Extraction is written into a record and read back as it was, and the user's `meta` stays the user's."""
+"""An Extraction is written as a record and read back unchanged, and the user's `meta` is kept."""
 
 from __future__ import annotations
 

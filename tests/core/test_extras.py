@@ -1,4 +1,4 @@
-"""Optional dependencies: what is missing is named with the command that installs it, from where spantune is from."""
+"""A missing optional dependency is reported with the command that installs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atomic writes, and what an error says in one line."""
+"""Atomic writing of files, and error messages in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a library raises is one error of ours, and what is ours passes."""
+"""Errors of libraries become one error of spantune; errors of spantune pass unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lock that one holder at a time has, and that goes with its folder."""
+"""A lock has one holder at a time and may be deleted with its folder."""
 
 from __future__ import annotations
 

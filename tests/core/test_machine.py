@@ -1,4 +1,4 @@
-"""What a process asks of the machine and of Python."""
+"""Properties of the machine and of Python that a process asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credentials are masked in every form that libraries and users write them in, and ordinary text is left alone."""
+"""Credentials are masked in every form in which libraries and users write them; other text is unchanged."""
 
 from __future__ import annotations
 
@@ -65,5 +65,5 @@ def test_errors_hold_no_credential() -> None:
 
 @pytest.mark.parametrize("part", ["%26", "?a", "//a", "&x_", "token;", "%3f%"])
 def test_a_long_text_without_credentials_is_searched_once(part: str) -> None:
-    text = part * 30_000  # in quadratic time this would take minutes
+    text = part * 30_000  # an algorithm with quadratic time would take minutes
     assert masked(text) == text

@@ -1,4 +1,4 @@
-"""The first signal is a request that tears nothing, the second ends the process; real signals to this process."""
+"""The first signal requests an orderly stop, the second ends the process; real signals are sent to this process."""
 
 from __future__ import annotations
 

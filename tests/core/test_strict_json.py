@@ -1,4 +1,4 @@
-"""JSON for files: what is no JSON is refused by its place, and no module writes it otherwise."""
+"""Strict JSON for files: invalid JSON is refused with its place, and no module writes JSON in another way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from spantune.core import DataError, to_json
 
 SOURCE = Path(__file__).parents[2] / "src" / "spantune"
-# What is no value of a file: hashes and keys in memory, and grammars and answers, which hold strings only.
+# JSON that is not a value of a file: hashes and keys in memory, and grammars and answers, which hold only strings.
 NO_FILES = {"core/document.py", "data/placement.py", "extraction/vocabulary.py", "runs/listing.py"} | {
     f"encoding/answers/{name}.py" for name in ("grouped", "jsonl", "lark")
 }
@@ -44,7 +44,7 @@ def test_values_nested_too_deeply_are_refused() -> None:
 
 
 def test_no_module_writes_json_that_may_hold_nan() -> None:
-    """Every `json.dumps` refuses NaN, or is the beginning of a value in a message."""
+    """Every `json.dumps` refuses NaN, or is used for the beginning of a value in a message."""
     found = []
     for path in SOURCE.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""TaskSpec: saved and read back the same, and strict about what is no task."""
+"""TaskSpec: it is read back as it was saved, and an invalid task is refused."""
 
 from __future__ import annotations
 

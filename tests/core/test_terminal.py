@@ -1,4 +1,4 @@
-"""All that is printed goes through one filter, and no module prints in another way."""
+"""All output to the terminal goes through one filter, and no module prints in another way."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_without_a_terminal_lines_say_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert list(track("abc", "read", 3, "letters")) == ["a", "b", "c"]
-    assert capsys.readouterr().err == ""  # it took less than two seconds
+    assert capsys.readouterr().err == ""  # no line is printed for work that takes less than two seconds
     monkeypatch.setattr(terminal, "FIRST_LINE_SECONDS", 0.0)
     list(track("ab", "preparing answers", 2, "answers"))
     first, second = capsys.readouterr().err.splitlines()
@@ -131,18 +131,18 @@ def test_a_closed_stream_is_no_bug(tmp_path: Path, closed: str) -> None:
 ALLOWED = {
     ("core/terminal.py", "print"),
     ("core/terminal.py", "Console"),
-    ("core/signals.py", "os.write"),  # a constant, where nothing else is safe
+    ("core/signals.py", "os.write"),  # a constant; in a signal handler nothing else is safe
     ("runs/journal.py", "os.write"),  # to a file
-    ("runs/trackers/process.py", "print"),  # JSON to the run's process
+    ("runs/trackers/process.py", "print"),  # JSON for the run's process
     ("serving/corrections.py", "os.write"),  # to a file
     ("serving/server.py", "os.write"),  # a constant, in a signal handler
-    ("extraction/outputs.py", "sys.stdout.buffer.write"),  # bytes of `json_text`
+    ("extraction/outputs.py", "sys.stdout.buffer.write"),  # the bytes of `json_text`
 }
 PRINTING = ("print", "pprint", "Console", "StreamHandler", "echo", "secho", "os.write", "warnings.warn", "basicConfig")
 
 
 def printing(path: Path) -> Iterator[str]:
-    """The calls in a module that may print."""
+    """Yield the calls in a module that may print."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)

@@ -1,4 +1,4 @@
-"""The corpora that travel with the package: their size, balance and cleanness, and that they are our own."""
+"""The bundled corpora: their size, label balance and correctness, and that no text is copied from another corpus."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def both(pair: str) -> tuple[Document, ...]:
 
 
 def bare(text: str) -> str:
-    """`text` without white space and case, in which token files differ."""
+    """Return `text` without white space and in lower case, because token files differ in both."""
     return "".join(text.split()).casefold()
 
 
@@ -115,7 +115,7 @@ def test_no_topic_is_in_both_parts(pair: str) -> None:
 
 
 def shared_texts(folder: Path) -> Iterator[str]:
-    """Every text in the shared corpora: JSON values, lines, and the joined first columns of token files."""
+    """Yield every text of the shared corpora: JSON values, lines, and the joined first columns of token files."""
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".jsonl", ".json"):
             content = path.read_text(encoding="utf-8-sig")
@@ -131,7 +131,7 @@ def shared_texts(folder: Path) -> Iterator[str]:
             for block in re.split(r"\n\s*\n", content):
                 columns = [line.split()[0] for line in block.split("\n") if line.split()]
                 yield "".join(columns)
-                yield "".join(token[0] for token in columns)  # weibo_ner: a character and a digit
+                yield "".join(token[0] for token in columns)  # weibo_ner: each token is a character and a digit
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Edges that annotators drew now here, now there."""
+"""The check for entities that are annotated with and without a neighbouring word."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_words_of_letters() -> None:
 
 def test_what_is_no_inconsistency() -> None:
     whole = document("急性阑尾炎", (0, 5, "dis"))
-    assert found(whole, document("急性阑尾炎", (2, 5, "sym"))) == []  # another label
-    assert found(whole, document("阑尾炎", (0, 3, "dis"))) == []  # the longer surface is not there
+    assert found(whole, document("急性阑尾炎", (2, 5, "sym"))) == []  # the label differs
+    assert found(whole, document("阑尾炎", (0, 3, "dis"))) == []  # the longer surface is not annotated
     assert found(whole, document("急性阑尾炎", (0, 5, "dis"), (2, 5, "dis"))) == []  # both are annotated
     far = document("一二三四五阑尾炎", (0, 8, "dis"))
-    assert found(far, document("一二三四五阑尾炎", (5, 8, "dis"))) == []  # more than a word away
+    assert found(far, document("一二三四五阑尾炎", (5, 8, "dis"))) == []  # the distance is more than a word
     comma = document("热，咳", (0, 3, "sym"))
     assert found(comma, document("热，咳", (2, 3, "sym"))) == []  # punctuation is no word

@@ -1,4 +1,4 @@
-"""Chunks cover their document, begin and end where sentences do, and give their entities back exactly."""
+"""Chunks cover their document, begin and end at sentence borders where possible, and give back all entities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def at_most(size: int) -> Callable[[str], bool]:
 
 
 def weighed(size: int) -> Callable[[str], bool]:
-    """As a tokenizer counts: characters beyond ASCII take three."""
+    """Return a size limit that counts as a tokenizer may: a character outside of ASCII takes three tokens."""
     return lambda text: sum(1 if character < "\x80" else 3 for character in text) <= size
 
 
@@ -40,7 +40,7 @@ def test_chunks_end_and_begin_where_sentences_do() -> None:
     assert all(piece.document.text.endswith("。") and piece.document.text.startswith("一") for piece in pieces)
     assert all(
         one.end - other.start == 18 for one, other in pairwise(pieces)
-    )  # the two sentences of 10 to 20 characters
+    )  # the chunks repeat two sentences of nine characters
     assert pieces[-1].end == len(text)
 
 
@@ -52,7 +52,7 @@ def test_clauses_white_space_and_characters_come_after_sentences() -> None:
         "一。",
         "二三，四五六七八",
         "九",
-    ]  # a clause that ends early is none
+    ]  # a clause that ends too early is not cut off
     assert texts_of("abcdefghijklm", 8, 2) == ["abcdefgh", "ghijklm"]
 
 
@@ -60,7 +60,7 @@ def test_no_mark_is_parted_from_its_letter_and_no_joined_emoji_apart() -> None:
     assert texts_of("abcdefgé́é́xyz", 8, 0)[0] == "abcdefg"
     family = "👩\u200d👩\u200d👦"
     assert texts_of("abc" + family + "def", 6, 0)[0] == "abc"
-    assert "".join(texts_of("e" + "\u0301" * 40, 8, 0)) == "e" + "\u0301" * 40  # where nothing else can be done
+    assert "".join(texts_of("e" + "\u0301" * 40, 8, 0)) == "e" + "\u0301" * 40  # no better place to cut exists
 
 
 def test_a_limit_is_an_error_with_the_figures() -> None:
@@ -72,7 +72,7 @@ def test_a_limit_is_an_error_with_the_figures() -> None:
 
 
 def test_what_is_repeated_gives_way_where_it_would_fill_the_chunk() -> None:
-    """A chunk that began with the word before the cut would have no room for what comes next."""
+    """With the word before the cut repeated, the chunk would have no room for new text."""
     text = "a b肺肺肺肺"
     pieces = Cutter(weighed(6), overlap=1).cut(Document("d", text))
     assert_covers(text, pieces, weighed(6))
@@ -94,7 +94,7 @@ def test_a_million_characters_take_few_tries() -> None:
 
 
 def assert_covers(text: str, pieces: list[Chunk], fits: Callable[[str], bool]) -> None:
-    """Every character is in a chunk, each chunk adds some, fits and is the text at its place."""
+    """Check that every character is in a chunk, and that each chunk adds some, fits, and is the text at its offset."""
     assert pieces[0].start == 0 and pieces[-1].end == len(text)
     assert all(text[piece.start : piece.end] == piece.document.text and fits(piece.document.text) for piece in pieces)
     assert all(one.start < other.start <= one.end < other.end for one, other in pairwise(pieces))
@@ -132,13 +132,13 @@ spans = st.lists(
 def test_a_reader_who_says_what_it_sees_gives_the_document_back(
     text: str, found: list[tuple[int, int, str, float]], size: int, overlap: int
 ) -> None:
-    """Each chunk states every entity that lies in it: nothing is lost, moved or doubled, and nothing is in conflict."""
+    """Each chunk states all entities inside it: none is lost, moved or doubled, and there is no conflict."""
     entities = {Entity(a, a + n, label, score) for a, n, label, score in found if a + n <= len(text)}
     pieces = Cutter(at_most(size), overlap).cut(Document("d", text))
     seen = {
         entity for entity in entities for piece in pieces if piece.start <= entity.start and entity.end <= piece.end
     }
-    # an entity that a cut goes through is not seen whole, and one that shares characters with it may be suppressed
+    # No chunk has the whole of an entity at a cut, so an entity that overlaps it may be suppressed.
     if seen != entities:
         return
     merged = merge(Document("d", text), [with_entities(piece, entities) for piece in pieces])
@@ -158,7 +158,7 @@ def test_a_reader_who_says_what_it_sees_gives_the_document_back(
 def test_merging_is_whole_and_does_not_depend_on_the_order(
     text: str, found: list[list[tuple[int, int, str, float]]], size: int, shuffled: random.Random
 ) -> None:
-    """Chunks that state anything at all: what is kept is in no conflict, and what is not is in conflict with it."""
+    """Chunks state any entities: kept entities do not conflict, and each suppressed one conflicts with a kept one."""
     pieces = [
         replace(piece, document=piece.document.with_entities(stated(piece, spans)))
         for piece, spans in zip(Cutter(at_most(size), 6).cut(Document("d", text)), found, strict=False)
@@ -204,7 +204,7 @@ def rivals(one: Entity, other: Entity, pieces: list[Chunk]) -> bool:
     return shares(one, other) and by(one).isdisjoint(by(other))
 
 
-# chunks [0, 10) and [6, 16) of sixteen characters
+# Two chunks, [0, 10) and [6, 16), of sixteen characters.
 TEXT = "0123456789abcdef"
 
 
@@ -218,20 +218,20 @@ def two(first: list[Entity], second: list[Entity]) -> list[Chunk]:
 @pytest.mark.parametrize(
     ("first", "second", "kept"),
     [
-        # said twice: once, at the higher score
+        # stated by both: kept once, with the higher score
         ([Entity(7, 9, "x", 0.4)], [Entity(7, 9, "x", 0.7)], [(7, 9, "x", 0.7)]),
         ([Entity(7, 9, "x", None)], [Entity(7, 9, "x", 0.1)], [(7, 9, "x", 0.1)]),
-        # said by one, in reach of both, and disputed by none
+        # stated by one of two chunks that contain it, without conflict
         ([Entity(7, 9, "x", 0.1)], [], [(7, 9, "x", 0.1)]),
-        # both saw both: the score decides
+        # both chunks contain both entities: the higher score wins
         ([Entity(6, 8, "x", 0.8)], [Entity(7, 9, "x", 0.6)], [(6, 8, "x", 0.8)]),
         ([Entity(6, 8, "x", 0.5)], [Entity(6, 8, "y", 0.6)], [(6, 8, "y", 0.6)]),
-        # a cut through [8, 12): the chunk that saw it whole is believed, however sure the other is
+        # the cut is inside [8, 12): the chunk that contains all of it wins, whatever the scores are
         ([Entity(8, 10, "x", 0.99)], [Entity(8, 12, "x", 0.2)], [(8, 12, "x", 0.2)]),
         ([Entity(3, 9, "x", 0.2)], [Entity(6, 9, "x", 0.99)], [(3, 9, "x", 0.2)]),
-        # neither saw both
+        # no chunk contains both
         ([Entity(3, 8, "x", 0.3)], [Entity(7, 12, "x", 0.4)], [(7, 12, "x", 0.4)]),
-        # nested, and said together by the first: no conflict
+        # nested, and stated together by the first chunk: no conflict
         ([Entity(6, 9, "x", 0.9), Entity(7, 8, "y", 0.2)], [Entity(6, 9, "x", 0.1)],
          [(6, 9, "x", 0.9), (7, 8, "y", 0.2)]),
     ],

@@ -1,4 +1,4 @@
-"""Splits, counts, label checks and the cutting of long documents."""
+"""Sentence splitting, counts, label checks and the cutting of long documents."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_an_entity_annotated_twice_counts_twice() -> None:
 def test_depth_is_that_of_the_longest_chain() -> None:
     chain = Document("a", "abcdefgh", tuple(Entity(0, end, "x") for end in (8, 6, 4, 2)))
     assert sorted(counts.nesting(chain).values()) == [1, 2, 3, 4]
-    # within two that cross each other, which is depth 2 and not 3; one span with two labels is not nested
+    # (3, 5) is inside two spans that cross, so its depth is 2, not 3; one span with two labels is not nested
     crossing = Document("b", "abcdefgh", (Entity(0, 5, "x"), Entity(3, 8, "x"), Entity(3, 5, "x"), Entity(3, 5, "y")))
     assert sorted(counts.nesting(crossing).values()) == [1, 1, 2, 2]
 
@@ -120,7 +120,7 @@ def test_shared_texts_are_listed_once_in_order() -> None:
 
 
 def joined(document: Document, pieces: list[Document]) -> Document:
-    """What the pieces of a document say of it."""
+    """Join the pieces of a document to one document."""
     assert "".join(piece.text for piece in pieces) == document.text
     starts = [0 if piece.id == document.id else piece.meta["offset"] for piece in pieces]
     return merge(document, [Chunk(piece, start) for piece, start in zip(pieces, starts, strict=True)]).document
@@ -206,7 +206,7 @@ def test_real_corpus_has_the_known_traps() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
 def test_long_real_documents_are_cut_and_joined_exactly_or_refused_by_name() -> None:
-    """Nearly all of CMeEE's long texts are lists of references, in which no sentence ends."""
+    """Most long texts of CMeEE are lists of references, which contain no end of a sentence."""
     size, cut, refused = 1000, 0, 0
     for document in formats.read(SHARED / "cmeee_v1/train.jsonl").documents:
         if len(document.text) <= size:

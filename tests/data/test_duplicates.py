@@ -1,4 +1,4 @@
-"""Texts that stand more than once: within a file or between files, alike or differently annotated."""
+"""Texts that occur more than once, within a file or in several files, with the same or different annotations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEAR = LONG.replace("急诊", "门诊")
 
 
 def split(name: str, *documents: tuple[str, str]) -> list[RawDocument]:
-    """Documents of text and the surface that is annotated in it, "" for none."""
+    """Return documents from pairs of a text and its one annotated surface ("" for none)."""
     rows = []
     for line, (text, surface) in enumerate(documents, start=1):
         start = text.find(surface)
@@ -59,7 +59,7 @@ def test_nearly_the_same_within_a_file() -> None:
     conflict = {"near-duplicate": (1, "a:2"), "conflicting-near-duplicate": (1, "a:2")}
     assert found(split("a", (LONG, "恶心"), (NEAR, ""))) == conflict
     assert found(split("a", (LONG, ""), (NEAR, "恶心"))) == conflict
-    # what the other text does not hold cannot be missing in it
+    # a surface that the other text does not contain cannot be missing in it
     assert found(split("a", (LONG, ""), (NEAR, "门诊"))) == {"near-duplicate": (1, "a:2")}
 
 

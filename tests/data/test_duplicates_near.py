@@ -1,4 +1,4 @@
-"""Near-duplicates: what counts as the same, what is verified, and that none is missed that a full comparison finds."""
+"""Near-duplicates: what counts as equal, what is verified, and that all pairs of a full comparison are found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONG = "患者三天前无明显诱因出现右下腹持续性疼痛伴恶心呕
 
 
 def similarity(one: str, other: str) -> float:
-    """Jaccard, written apart from the module: pairs of ideographs of folded texts, the last one alone."""
+    """Return the Jaccard similarity, written independently: pairs of ideographs of the folded texts."""
     a, b = ({text[i : i + 2] for i in range(len(text))} for text in (one, other))
     return len(a & b) / len(a | b)
 
@@ -55,7 +55,7 @@ def test_texts_of_signs_and_numbers_only_are_compared_as_they_are() -> None:
 @pytest.mark.no_cover
 @pytest.mark.parametrize("threshold", [0.6, 0.8, 0.9])
 def test_all_pairs_of_a_full_comparison_are_found(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spantune.data.likeness._FEW", 3)  # so that many texts that share a band are compared in turn
+    monkeypatch.setattr("spantune.data.likeness._FEW", 3)  # so that the many texts in a band are compared in turn
     chance = random.Random(7)
     signs = [chr(0x4E00 + number) for number in range(400)]
     texts = ["".join(chance.choices(signs, k=chance.randint(20, 90))) for _ in range(60)]

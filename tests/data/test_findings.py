@@ -1,4 +1,4 @@
-"""`data check`: every finding by name, count, place and example; what the command prints; the real files."""
+"""`data check`: the name, count, place and example of every finding, the output of the command, and real files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FEVER = {"text": "发热", "entities": [{"start": 0, "end": 2, "label": "sym", "
 
 
 def write(path: Path, *records: object) -> Path:
-    """A JSONL file of the records; a string is a line as it is."""
+    """Write a JSONL file; a string is written as it is."""
     lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
     path.write_bytes(("\n".join(lines) + "\n").encode())
     return path
 
 
 def native(text: str, *rows: tuple[Any, ...], **more: object) -> dict[str, Any]:
-    """A native record; rows are (start, end, label) or (start, end, label, text)."""
+    """Return a native record; rows are (start, end, label) or (start, end, label, text)."""
     names = ("start", "end", "label", "text")
     return {"text": text, "entities": [dict(zip(names, row, strict=False)) for row in rows], **more}
 
@@ -40,7 +40,7 @@ def checked(*paths: Path, demands: Demands | None = None, format: str | None = N
 
 
 CASES: dict[str, tuple[list[object], int, int, str]] = {
-    # name: records after a right one at line 1, count, line of the first, in its example
+    # By name: records after a correct one at line 1, count, line of the first finding, text in its example.
     "unreadable": (["{", "[]"], 2, 2, "not JSON at column 2"),
     "lone-surrogate": (['{"text": "\\ud83d", "entities": []}'], 1, 2, "U+D83D"),
     "repeated-id": ([native("咳", id="a"), native("嗽", id="a")], 1, 3, "'a'"),
@@ -75,7 +75,7 @@ CASES: dict[str, tuple[list[object], int, int, str]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_finding(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # an example is cut at a length, and names files
+    monkeypatch.chdir(tmp_path)  # examples are cut at a fixed length and contain file names
     records, count, line, example = CASES[name]
     path = write(Path("corpus.jsonl"), FEVER, *records)
     found = checked(path)
@@ -102,7 +102,7 @@ def test_a_right_corpus_has_no_finding(tmp_path: Path) -> None:
 
 
 def test_one_fault_is_one_finding(tmp_path: Path) -> None:
-    """An entity that can be mended is judged where it belongs, one that cannot is set aside."""
+    """An entity that can be repaired is checked at its repaired place; others are left out of further checks."""
     wrong = native("发热", (5, 7, "sym", "发热"))
     lost = native("咳嗽咳嗽", (1, 3, "sym", "咳嗽"))
     assert set(checked(write(tmp_path / "a.jsonl", FEVER, wrong, lost))) == {
@@ -179,7 +179,7 @@ def test_the_rule_of_a_whole_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("starts", "ends"), [(1, 1), (1, 2), (0, 1), (0, -1)])
 def test_ways_to_count_in_cmeee(tmp_path: Path, starts: int, ends: int) -> None:
-    """1-based inclusive, 1-based half-open, 0-based half-open and ends one too small: found in all, and mendable."""
+    """1-based inclusive, 1-based half-open, 0-based half-open, and ends that are one too small: all can be repaired."""
     names = ("start_idx", "end_idx", "type", "entity")
     spans = [(3, 4, f"{sign}痛") for sign in "头腹胸背"] + [(0, 0, "患")]
     rows = [
@@ -199,7 +199,7 @@ def test_ways_to_count_in_cmeee(tmp_path: Path, starts: int, ends: int) -> None:
 def test_labels_of_a_schema(tmp_path: Path) -> None:
     found = checked(write(tmp_path / "a.jsonl", FEVER), demands=Demands(labels=("dis", "bod")))
     assert (found["label-outside"].count, found["label-outside"].example) == (1, "'发热' (sym) [0, 2)")
-    assert found["rare-label"].count == 3  # two of the schema that never occur, and the one outside it
+    assert found["rare-label"].count == 3  # two labels of the schema that never occur, and one that is not in it
 
 
 def test_splits_share_texts(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_cmeee_v1_dev_and_v2_share_their_texts() -> None:
     report, counts = real("cmeee_v1/dev.jsonl", "cmeee_v2_few_shot/cmeee.jsonl")
     assert (report.documents, counts["end-one-too-small"]) == (5000, 13086)
     assert counts["shared-text"] == 2500
-    assert round(1 - counts["conflicting-shared-text"] / 2500, 2) == 0.25  # agree exactly
+    assert round(1 - counts["conflicting-shared-text"] / 2500, 2) == 0.25  # the fraction of texts that agree exactly
 
 
 def test_cmeee_v1_train_and_dev_share_none() -> None:

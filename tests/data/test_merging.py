@@ -1,4 +1,4 @@
-"""Corpora united: corrections take the place of what they correct, and splits stay as they were."""
+"""Merging corpora: a corrected document replaces the original, and documents stay in their splits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spantune.data import conflicting, count_predicted, formats, merge_corpora, 
 
 
 def document(id: str, text: str, *labels: str) -> Document:
-    """A document whose first character has the labels."""
+    """Return a document whose first character has the given labels."""
     return Document(id, text, tuple(Entity(0, 1, label) for label in labels))
 
 
@@ -72,7 +72,7 @@ def test_no_text_is_lost_ids_are_unique_and_the_last_corpus_is_right(rows: list[
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, str]:
-    """Twenty numbered sentences, and corrections: of one that is held out, of one that is not, and a new one."""
+    """Twenty numbered sentences, and a file that corrects a held-out one and a training one and adds a new one."""
     first, later = tmp_path / "notes.jsonl", tmp_path / "corrected.json"
     formats.write(first, [document(str(number), f"n{number} sentence") for number in range(20)], "doccano")
     texts = ["n1 sentence", "n7 sentence", "new sentence"]

@@ -1,7 +1,6 @@
-"""Damaged files of every format: reading gives documents or an error of spantune's own; converting writes all or none.
+"""Damaged files of every format: reading gives documents or a SpantuneError; converting writes everything or nothing.
 
-The gate takes a share of the mutations; `SPANTUNE_MUTATIONS=200 pytest tests/data/test_mutations.py` takes 200 a
-format.
+By default some mutations are tried. `SPANTUNE_MUTATIONS=200 pytest tests/data/test_mutations.py` tries 200 per format.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from spantune.data import Demands, Options, check, formats, read_source
 
 COUNT = int(os.environ.get("SPANTUNE_MUTATIONS", "30"))
 SECONDS = 60
-"""What no reading of a few hundred bytes takes, however slow the machine."""
+"""A limit that reading a few hundred bytes never reaches, even on a slow machine."""
 
 TEXT = "Ann 患带状疱疹，右肩疼痛🙂 in Rome."
 DOCUMENTS = [
@@ -45,7 +44,7 @@ READ_ONLY = {
     "table": "text,id,label,annotator,annotation_id,lead_time\nAnn left,7,"
     '"[{""start"": 0, ""end"": 3, ""labels"": [""PER""]}]",1,2,3\n',
 }
-"""Layouts that are only read."""
+"""Layouts that can be read and not written."""
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
@@ -91,7 +90,7 @@ def relined(content: bytes, rng: random.Random) -> bytes:
 
 
 def retyped(content: bytes, rng: random.Random) -> bytes:
-    """Another type for a string or number, as JSON has them or as they stand in columns."""
+    """Replace a string or number by a value of another type, in JSON or in columns."""
     values = (
         b"7",
         b'"7"',
@@ -138,7 +137,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 @pytest.fixture(autouse=True)
 def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector out of the recursion of deep JSON, where no finaliser of the test's own can run."""
+    """Turn the garbage collector off, because finalisers of other objects fail deep in the recursion of JSON."""
     gc.disable()
     yield
     gc.enable()
@@ -160,7 +159,7 @@ def _no_hang(what: str) -> Iterator[None]:
 
 
 def _examine(path: Path, name: str, folder: Path, options: Options) -> None:
-    """Recognise, read, check and convert `path`; everything but a SpantuneError is a bug."""
+    """Recognise, read, check and convert `path`; every exception except SpantuneError is a bug."""
     try:
         formats.detect(path, options)
     except SpantuneError as error:
@@ -190,7 +189,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _originals(name: str, folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield valid files or folders of a format, each with the name of the file in it to mutate, "" for itself."""
+    """Yield valid files or folders of a format, with the name of the file to mutate ("" for the path itself)."""
     suffix = SUFFIXES.get(name, ".jsonl")
     if name in READ_ONLY:
         path = folder / f"only{suffix}"

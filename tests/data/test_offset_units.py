@@ -1,4 +1,4 @@
-"""Units of offsets, stated texts that differ in white space, and the findings about borders, labels and folders."""
+"""Units of offsets, stated texts that differ in white space, and findings about borders, labels and folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with offsets, the rule that a whole file is off by, and where an entity is moved to."""
+"""Wrong offsets: how they are recognised, the shift that applies to a whole file, and where an entity is moved to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def document(text: str, *entities: tuple[str | None, int, int]) -> RawDocument:
 
 
 def stated(unit: str = "", by: int = 0) -> list[RawDocument]:
-    """The documents with every start counted in `unit` and `by` too large."""
+    """Return the documents with start offsets counted in `unit` and `by` too large."""
 
     def size(text: str) -> int:
         return len(text.encode("utf-16-le")) // 2 if unit == "utf-16" else len(text.encode()) if unit else len(text)
@@ -111,12 +111,12 @@ def test_where_an_entity_is_moved_to() -> None:
     assert repaired_span(text, RawEntity(2, 9, "x", "头痛"), None) == (2, 4)
     assert repaired_span(text, RawEntity(0, 2, "x", "腹痛"), Shift(-1)) is None
     assert repaired_span(text, RawEntity(0, 2, "x"), Shift(-1)) is None
-    # fits as it is and by the rule: the file's own rule goes first, that of a few does not
+    # The entity fits both unmoved and shifted: a shift of the whole file wins, a shift of few entities does not.
     assert repaired_span(text, RawEntity(1, 2, "x", "哈"), Shift(-1)) == (0, 1)
     assert repaired_span(text, RawEntity(1, 2, "x", "哈"), Shift(-1, whole=False)) == (1, 2)
 
 
 def test_occurrences_overlap() -> None:
     assert repaired_span("aaa.", RawEntity(5, 7, "x", "aa"), None) is None
-    assert shared_shift([document("aaa.", ("aa", 4, 6))] * 3) == Shift(-3)  # both places agree as often; the nearer
+    assert shared_shift([document("aaa.", ("aa", 4, 6))] * 3) == Shift(-3)  # both fit equally often: the smaller
     assert repaired_span("aaa.", RawEntity(5, 6, "x", "."), None) == (3, 4)

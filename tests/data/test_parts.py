@@ -1,4 +1,4 @@
-"""A corpus in parts: what is found and written is what one process finds and writes that holds it in memory."""
+"""A corpus that is processed in parts gives the same findings and files as one process with all of it in memory."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from spantune.data.splitting import Fewer, Rule
 
 Command = Callable[..., Any]
 SIZE = 3000
-"""Bytes of a part, so that the corpora of these tests have dozens."""
+"""Bytes of a part; small, so that these corpora have dozens of parts."""
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real sentences with repetitions, near-duplicates, groups, and other annotations; blank lines between."""
+    """Real sentences with repetitions, near-duplicates, groups and different annotations, and blank lines."""
     documents = list(formats.read("bundled:clinical-zh-train").documents[:90])
     documents += formats.read("bundled:biomedical-en-train").documents[:50]
     documents = [
@@ -55,7 +55,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def faulty(corpus: Path) -> Path:
-    """The same with what a check finds: broken lines, repeated ids, offsets of other kinds, other labels."""
+    """The corpus with faults that a check finds: broken lines, repeated ids, wrong kinds of offsets, unknown labels."""
     records = [json.loads(line) for line in corpus.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     for record in records[::7]:
         for entity in record["entities"]:
@@ -74,7 +74,7 @@ def faulty(corpus: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shifted(corpus: Path) -> Path:
-    """The same with offsets that count from 1."""
+    """The corpus with offsets that count from 1."""
     records = [json.loads(line) for line in corpus.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     for record in records:
         for entity in record["entities"]:
@@ -179,7 +179,7 @@ def test_splits_are_those_made_in_memory(
 
 
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes every file for a large one, and divides it into many parts."""
+    """Treat every file as large and divide it into many parts."""
     monkeypatch.setattr("spantune.data.parts.LARGE", 0)
     monkeypatch.setattr("spantune.data.parts.SMALLEST", SIZE)
     monkeypatch.setattr("spantune.data.parts.PART", SIZE)
@@ -247,7 +247,7 @@ def test_what_cannot_be_read_in_parts_is_not(tmp_path: Path, corpus: Path, monke
 
 
 class Cutting(Here):
-    """Takes the last line out of a file before the work of that name begins."""
+    """An engine that removes the last line of a file before the work named `what` begins."""
 
     def __init__(self, path: Path, what: str):
         self._path, self._what = path, what
@@ -360,7 +360,7 @@ def test_without_ray_the_extra_is_named(corpus: Path, command: Command, monkeypa
 def test_ray_refuses_what_needs_the_whole_corpus(corpus: Path, tmp_path: Path) -> None:
     from spantune.data.engines import OnRay
 
-    engine = OnRay(None, 1)  # which is not asked for anything
+    engine = OnRay(None, 1)  # the engine is never used
     rule = Rule({"a": 0.5, "b": 0.5})
     with pytest.raises(ConfigError, match="--k-shot and --sample are not of --engine ray"):
         split_file(SplitJob(str(corpus), rule, fewer=Fewer(k_shot=1)), tmp_path / "out", engine)

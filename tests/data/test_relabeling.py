@@ -1,4 +1,4 @@
-"""Labels that get other names: together, joined, dropped, and with what formats keep of their entities."""
+"""Renaming labels: several to one, dropping, and what formats keep about their entities."""
 
 from __future__ import annotations
 

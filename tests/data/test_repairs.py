@@ -1,4 +1,4 @@
-"""`data check --fix`: what is mended, what is left out, the log of it all, and that no input is written to."""
+"""`data check --fix`: what is repaired, what is left out, the log of changes, and that no input is changed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def native(text: str, *rows: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def mend(path: Path) -> tuple[list[tuple[str, list[tuple[int, int, str]]]], list[dict[str, Any]]]:
-    """What is read back from the mended file, and the log."""
+    """Repair the file; return its documents as read back, and the log."""
     out = path.with_name("mended.jsonl")
     repaired = repair(read_source(path), out)
     documents = formats.read(out, read_source(path).format).documents
@@ -108,9 +108,9 @@ def test_repetitions_are_dropped_and_a_score_is_kept(tmp_path: Path) -> None:
 
 def test_what_has_no_one_right_answer_is_left_out_and_logged(tmp_path: Path) -> None:
     rows = [
-        (1, 3, "sym", "头痛"),  # stands at 0 and 3
-        (0, 2, "sym", "腹痛"),  # stands nowhere
-        (2, 9, "sym"),  # no text to look for
+        (1, 3, "sym", "头痛"),  # occurs at 0 and at 3
+        (0, 2, "sym", "腹痛"),  # occurs nowhere
+        (2, 9, "sym"),  # there is no text to search for
         (2, 3, "mod", "又"),
     ]
     path = write(tmp_path / "a.jsonl", native("头痛又头痛", *rows), "{", '{"text": 3, "entities": []}')
@@ -127,7 +127,7 @@ def test_what_has_no_one_right_answer_is_left_out_and_logged(tmp_path: Path) -> 
 
 
 def test_a_defect_that_plain_reading_refuses_is_mended(tmp_path: Path) -> None:
-    """As a format of tags states it: the entity is where the CoNLL rule puts it."""
+    """The defect is that of a format of tags: the entity is placed by the CoNLL rule."""
     defect = Defect(Rule.BROKEN_TRANSITION, "I-sym follows O", tolerated=False)
     entity = RawEntity(0, 2, "sym", field="column 2", line=4, defect=defect)
     source = Source(Path("a.txt"), "native", (RawDocument("a", "头痛", (entity,), Path("a.txt"), 3),), {})
@@ -171,7 +171,7 @@ def is_unique(document: Document, entity: Entity) -> bool:
 def test_a_shifted_file_comes_back(
     documents: list[Document], by: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Every entity of a file that is shifted as a whole returns to its place, but for what stands nowhere now."""
+    """Every entity of a file with shifted offsets is moved back, except those whose text is now nowhere."""
     folder = tmp_path_factory.mktemp("shifted")
     documents = [d.with_entities(e for e in d.entities if d.surface(e) == d.surface(e).strip()) for d in documents]
     items = tuple(

@@ -1,4 +1,4 @@
-"""Where sentences end, and where the pieces of a text may: never in an abbreviation, a number, an address or a word."""
+"""Where sentences end and where a text may be cut: never in an abbreviation, a number, an address or a word."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_places_are_ascending_and_behind_what_ends_there(text: str) -> None:
 
 @pytest.mark.parametrize("sign", [".", ". ", "…", '!"', '."', " ", "a", "Dr. ", "U.S.", "1.\n"])
 def test_a_long_text_of_one_sign_is_read_once(sign: str) -> None:
-    """Quadratic time would take minutes."""
+    """An algorithm with quadratic time would take minutes."""
     text = sign * (200_000 // len(sign))
     for ends in (sentence_ends, clause_ends, space_ends):
         ends(text)

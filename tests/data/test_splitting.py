@@ -1,4 +1,4 @@
-"""Splits: shares by label, no leak, the same again, and no document moves when others are appended."""
+"""Splits: label shares, no leaks, the same split again, and no document moves when others are appended."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LONG = "患者三天前受凉后出现咳嗽咳痰，痰为白色黏痰，不易
 
 
 def signs(number: int) -> str:
-    """A text unlike that of any other number: numbers themselves are no difference to near-duplicates."""
+    """Return a text unlike that of any other number; digits alone make no difference to near-duplicates."""
     return "".join(chr(0x4E00 + (number * 7919 + place * 613) % 20_000) for place in range(8))
 
 
 def numbered(count: int, label: Callable[[int], Sequence[str]] = lambda number: ["dis"]) -> list[Document]:
-    """Documents of unlike texts; number n has an entity of each label of `label(n)`."""
+    """Return documents with different texts; document n has an entity for each label in `label(n)`."""
     return [
         Document(str(n), f"{n * 7919:x}号{chr(0x4E00 + n % 5000)}😀", tuple(Entity(0, 1, name) for name in label(n)))
         for n in range(count)
@@ -149,7 +149,7 @@ def test_groups_stay_whole_and_are_named_in_the_record() -> None:
     assert sum(map(len, wards.values())) == 30 and all(wards.values())
     assert {int(ward) for ward in division.groups} == set(range(30))
     assert all(int(ward) in wards[name] for ward, name in division.groups.items())
-    # the group decides, not the text: other texts of the same groups go to the same places
+    # The group decides, not the text: other texts in the same groups get the same splits.
     renamed = [Document(document.id, document.text + "改", meta=document.meta) for document in documents]
     assert split(renamed, Rule(SHARES, by="ward")).groups == division.groups
 
@@ -340,7 +340,7 @@ def test_real_corpus_is_split_in_proportion_and_stays_when_it_grows() -> None:
     record = whole.as_dict()
     assert all(all(counts.values()) for counts in record["labels"].values())
     for label, counts in record["label_shares"].items():
-        if label in ("dep", "equ"):  # in 25 and 54 documents
+        if label in ("dep", "equ"):  # these labels are in 25 and 54 documents
             continue
         assert counts["train"] == pytest.approx(0.8, abs=0.04)
         assert counts["dev"] == pytest.approx(0.1, abs=0.04) and counts["test"] == pytest.approx(0.1, abs=0.04)

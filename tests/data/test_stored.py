@@ -1,4 +1,4 @@
-"""A corpus in object storage is checked and split by the workers of Ray as a local one is by one process."""
+"""A corpus in object storage is checked and split by Ray's workers with the same result as a local one."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from spantune.data.splitting import Rule
 
 Command = Callable[..., Any]
 BUCKET, LOCAL = "s3://corpora/", Path("localcorpora")
-"""Of one length, so that what a report cuts is cut at the same place."""
+"""Both names have the same length, so that a report cuts its lines at the same place."""
 
 
 class RayHere(OnRay):
-    """Ray's engine without Ray: tasks, and what they share, are sent as bytes, and run in this process."""
+    """The Ray engine without Ray: tasks and shared values are pickled as for Ray and run in this process."""
 
     def __init__(self) -> None:
         super().__init__(None, 2)
 
     def map(self, function: Any, shared: Any, tasks: Any, what: str) -> Iterator[Any]:
-        """Apply `function` as Ray's workers do."""
+        """Apply `function` to the tasks as Ray's workers do."""
         function, shared, tasks = pickle.loads(pickle.dumps((function, shared, tasks)))
         return HERE.map(function, shared, tasks, what)
 
@@ -65,7 +65,7 @@ def corpus(storage: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def faulty(path: Path) -> Path:
-    """The same with a line that is broken, and the id of another document."""
+    """Return the corpus with a broken line and a repeated id."""
     lines = path.read_text(encoding="utf-8").splitlines()
     lines[40:40] = ["{broken", lines[3]]
     made = path.with_name("faulty.jsonl")

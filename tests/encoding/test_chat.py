@@ -1,4 +1,4 @@
-"""A chat template is rendered within bounds, and one that fails is one error."""
+"""Chat templates are rendered within limits, and a template that fails gives one error."""
 
 from __future__ import annotations
 

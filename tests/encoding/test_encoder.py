@@ -1,7 +1,7 @@
-"""Token ids and loss mask: the same prompt for training and serving, and nothing cut or smuggled in.
+"""Token ids and loss masks: training and serving have the same prompt, nothing is cut, and no special token slips in.
 
-The tokenizers are byte-level BPEs, one with no merges, one with merges learned from answers, so that tokens join
-across the fixed parts of the format.
+The tokenizers are byte-level BPEs: one without merges, others with merges that join tokens across the fixed parts of
+the answer format.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def tokenizer_with(template: str | None, **changes: Any) -> Any:
 
 
 def joining_tokenizer() -> Any:
-    """A byte-level BPE that joins punctuation as large vocabularies do, `"}` and the line break into one token too."""
+    """Return a byte-level BPE that joins punctuation as large vocabularies do, also `"}` with the line break."""
     return byte_tokenizer([("{", '"'), ('"', ":"), ("Ġ", '"'), ('"', ","), ('"', "}"), ('"}', "Ċ"), ("Ċ", '{"')])
 
 
 @cache
 def merging_tokenizer() -> Any:
-    """A byte-level BPE of about 400 merges learned from gold answers."""
+    """Return a byte-level BPE with about 400 merges, learned from gold answers."""
     from tokenizers import Tokenizer, pre_tokenizers, trainers
     from tokenizers.models import BPE
 
@@ -134,7 +134,7 @@ def test_a_special_token_spelt_in_a_text_stays_text(name: str, text: str) -> Non
     example = encoder.example(document)
     assert specials(tokenizer, example.ids[example.answer_start :]) == ["<|im_end|>"]
     assert tokenizer.decode(example.ids[example.answer_start : -1]) == jsonl.render(document, TASK)
-    assert encoder.prompt_ids("x") == Encoder(tokenizer, TASK).prompt_ids("x")  # nothing stuck to the tokenizer
+    assert encoder.prompt_ids("x") == Encoder(tokenizer, TASK).prompt_ids("x")  # the tokenizer is unchanged
 
 
 @settings(max_examples=60, deadline=None)
@@ -183,7 +183,7 @@ def test_the_tutorials_prompt_needs_no_chat_template() -> None:
     tokenizer = tokenizer_with(None)
     encoder = Encoder(tokenizer, spec)
     ids = encoder.prompt_ids(TEXT)
-    assert specials(tokenizer, ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]  # <im_sep> is none
+    assert specials(tokenizer, ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]  # <im_sep> is not a special token
     assert tokenizer.decode(ids) == encoder.render_prompt(TEXT)
     assert encoder.stop_id == tokenizer.eos_token_id
     assert specials(tokenizer, encoder.prompt_ids("<|im_end|>")) == specials(tokenizer, ids)
@@ -224,7 +224,7 @@ def test_the_dump_shows_prefix_prompt_and_loss() -> None:
 
 
 def forced_walk(guide: Any, grammar: str, ids: list[int]) -> int:
-    """Walk a matcher over gold `ids`; at every step what it forces must be what gold goes on with. Counts forced."""
+    """Walk a matcher over gold `ids`, check that forced tokens are those of gold, and return their number."""
     matcher = LLMatcher(guide, LLMatcher.grammar_from_lark(grammar))
     place = forced = 0
     while place < len(ids):
@@ -251,6 +251,6 @@ def test_forced_tokens_are_the_tokens_that_training_used(name: str) -> None:
         ids = encoder.answer_ids(document)
         forced += forced_walk(guide, jsonl.grammar(document.text, CMEEE), ids)
         total += len(ids)
-    assert forced > total / 4  # else little was tested; learned merges leave fewer tokens to force
-    if name != "bytes":  # the line break at the end is joined to what is before it
+    assert forced > total / 4  # else the test checks little; learned merges leave fewer forced tokens
+    if name != "bytes":  # the last line break is joined to the token before it
         assert all('"}\n' in tokenizer.decode(encoder.answer_ids(d)[-2:-1]) for d in documents if d.entities)

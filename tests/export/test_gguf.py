@@ -1,4 +1,4 @@
-"""GGUF: what is refused before anything is computed, the tokenizer's files, and how a converter's failures are told."""
+"""GGUF export: what is refused before any computation, the tokenizer's files, and errors of the converter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VOCABULARY = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A run that writes, on a model in a local folder whose tokenizer nobody has published."""
+    """A run that writes answers, over a model in a local folder with an unpublished tokenizer."""
     return save_run(tmp_path_factory.mktemp("runs") / "plain", tiny_folder)
 
 
@@ -39,13 +39,13 @@ def test_a_sentencepiece_model_is_made_of_a_vocabulary() -> None:
     assert [processor.GetScore(index) for index in range(5, 11)] == [-1.0, -2.0, -3.0, 0.0, -0.5, -0.25]
     assert (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id()) == (3, 2, 1, 0)
     assert processor.IsControl(2) and processor.IsUnknown(3) and not processor.IsControl(6)
-    assert processor.encode("ab") == [8] and processor.encode("b ab") == [7, 9]  # no space is added before a text
+    assert processor.encode("ab") == [8] and processor.encode("b ab") == [7, 9]  # no space is added before the text
 
 
 def test_types_and_models_that_cannot_be_converted_are_refused_first(
     run: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf, "merge", None)  # no weights are loaded
+    monkeypatch.setattr(gguf, "merge", None)  # fails if weights are loaded
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def refused(**settings: object) -> str:

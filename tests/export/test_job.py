@@ -1,4 +1,4 @@
-"""Exporting a run: what is written, what is refused, and that nothing half-written stays."""
+"""Exporting a run: what is written, what is refused, and that no incomplete export is left."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FAST = ExportSettings(verify=0, device="cpu")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A run that writes, on a model in a local folder."""
+    """A run that writes answers, over a model in a local folder."""
     return save_run(tmp_path_factory.mktemp("runs") / "plain", tiny_folder)
 
 
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A run that reads."""
+    """A run that reads spans."""
     return save_run(tmp_path_factory.mktemp("runs") / "reading", tiny_folder, READING)
 
 
@@ -39,7 +39,7 @@ def test_a_merged_export_computes_what_the_run_computes(trained: Any, tmp_path: 
     exported = export_run(trained.folder, "merged", tmp_path / "out", ExportSettings(verify=6, device="cpu"))
     assert exported.verified is not None and exported.verified.entities > 0
     assert exported.verified.logits is not None and exported.verified.logits < 1e-4
-    assert exported.verified.rounding is None  # the tiny base is float32
+    assert exported.verified.rounding is None  # the tiny base is in fp32
     model = load(config.Model(source=str(tmp_path / "out"), base="fp32", device="cpu")).model
     assert not any("lora" in name for name, _ in model.named_parameters())
     settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
@@ -63,7 +63,7 @@ def test_weights_rounded_to_bf16_are_compared_with_rounded_ones(run: Path, corpu
 
 
 def _damage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the weights on the disk be others than those that were written."""
+    """Make the weights on the disk differ from those that were written."""
 
     def damage(_: object, out: Path) -> None:
         weights = load_file(out / "model.safetensors")
@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_nothing(
     disk = small_disk(80_000)
     with pytest.raises(DataError, match=r"the export needs \S+ GB and the disk has"):
         export_run(run, "merged", disk / "out", FAST)
-    monkeypatch.setattr(job, "count_weights", lambda _: -(1 << 28))  # the check is passed, and then the disk fills
+    monkeypatch.setattr(job, "count_weights", lambda _: -(1 << 28))  # passes the check; then the disk is full
     with pytest.raises(DataError, match=r"free some space|choose another place") as caught:
         export_run(run, "merged", disk / "out", FAST)
     assert "\n" not in str(caught.value) and not list(disk.iterdir())

@@ -1,6 +1,6 @@
-"""Runs as llama.cpp computes them: a model of Phi-4's shape and the embedded one, as GGUF and by its real server.
+"""Exported runs in llama.cpp: Phi-4's shape and the embedded model as GGUF files, served by llama.cpp's server.
 
-`make test-peers` runs these. The server is that of xllamacpp, or the `llama-server` that SPANTUNE_LLAMA_SERVER names.
+`make test-peers` runs these tests. The server is that of xllamacpp, or the `llama-server` in SPANTUNE_LLAMA_SERVER.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_extract_asks_the_server_over_the_export(run: Path, texts: Path, tmp_pat
     exported = export_run(run, "gguf", tmp_path / "out", ExportSettings(verify=0, device="cpu"))
     with llama_cpp.serving(exported.folder / "phi-f16.gguf", 1024) as url:
         asked = ["--engine", "openai", "--url", f"{url}/v1", "--out", str(tmp_path / "remote.jsonl")]
-        assert fresh("extract", run, texts, *asked).returncode in (0, 1)  # 1: an answer of random weights is cut
+        assert fresh("extract", run, texts, *asked).returncode in (0, 1)  # 1: an answer was truncated
     assert fresh("extract", run, texts, "--out", tmp_path / "local.jsonl", "--device", "cpu").returncode in (0, 1)
     remote, local = (_entities(tmp_path / f"{name}.jsonl") for name in ("remote", "local"))
     assert remote == local and len(local) == len(TEXTS)

@@ -1,4 +1,4 @@
-"""Uploading an export to the hubs by their own clients, against a stand-in on this machine."""
+"""Uploading an export to both hubs with their own clients, to a local stand-in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = {
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """Both hubs in one, to which this process has a token and no login of its own."""
+    """Both hubs in one server, to which this process has a token and no login."""
     server = HubServer()
     for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT"):
         monkeypatch.setenv(name, server.url)
@@ -57,7 +57,7 @@ def test_a_folder_is_uploaded_as_it_is(name: str, public: bool, hub: HubServer, 
     assert hub.private == {"me/demo": not public}
     assert hub.licenses == ([] if name == "hf" else ["Other"])
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(FILES)
-    push(folder, place)  # once more, into the repository that is there
+    push(folder, place)  # again, into the existing repository
     assert hub.files.keys() == {("me/demo", path) for path in FILES}
 
 
@@ -82,7 +82,7 @@ def test_a_hub_that_does_not_answer_is_named(hub: HubServer) -> None:
     hub.shutdown()
     hub.server_close()
     with pytest.raises(ModelError, match=f"{hub.url} could not be reached .* check the connection"):
-        require_login(parse_place("hf:me/demo"))  # ModelScope's client tries for a quarter of a minute
+        require_login(parse_place("hf:me/demo"))  # ModelScope's client retries for 15 seconds
 
 
 def test_places_are_checked_before_anything_is_done(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

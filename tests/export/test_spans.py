@@ -1,4 +1,4 @@
-"""The loader on plain transformers finds what spantune finds: entities, and their scores."""
+"""An exported span reader, loaded with plain transformers, finds the entities and scores that spantune finds."""
 
 from __future__ import annotations
 

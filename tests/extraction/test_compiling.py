@@ -1,4 +1,4 @@
-"""Layers are compiled where that is worth it, and stay plain where compiled ones would compute something else."""
+"""Layers are compiled where this saves time, and not where compiled layers would compute something else."""
 
 from __future__ import annotations
 

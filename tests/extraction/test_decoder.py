@@ -1,4 +1,4 @@
-"""Rows join, wait, give way and leave, and write what they would have written alone."""
+"""Continuous batching: rows join, wait, are preempted and leave, and write what each would write alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = lively_model("phi3", 2)
 
 
 class Tool:
-    """A decoder of its own Forward."""
+    """A decoder with its own Forward."""
 
     def __init__(self, shape: Shape, task: TaskSpec = TASK, grounded: bool = True, limit: int = LIMIT):
         self.encoder, self.forward, self.effort = Encoder(byte_tokenizer(MERGES), task), Forward(MODEL, shape), Effort()
@@ -25,7 +25,7 @@ class Tool:
         self.decoder = Decoder(MODEL, self.encoder, self.forward, Rules(limit, constraint), self.effort)
 
     def write(self, documents: list[Document]) -> list[Row]:
-        """The rows of all documents, in order."""
+        """Decode all documents and return their rows in order."""
         for document in documents:
             self.decoder.submit(document)
         ended: list[Row] = []
@@ -68,7 +68,7 @@ def test_a_full_cache_makes_the_youngest_begin_again(
     monkeypatch.setattr(model_runner, "PAGE", 8)
     roomy, tight = Tool(Shape(6, 512, 64)), Tool(Shape(6, 512, 64, slots=450))
     assert [row.ids for row in roomy.write(DOCUMENTS)] == [row.ids for row in tight.write(DOCUMENTS)] == wanted
-    assert tight.effort.tokens > roomy.effort.tokens == sum(map(len, wanted))  # some was written twice
+    assert tight.effort.tokens > roomy.effort.tokens == sum(map(len, wanted))  # preempted rows were written twice
     assert tight.forward.cache.room == room_at_rest(tight.forward) < 512
 
 
@@ -81,7 +81,7 @@ def test_a_prompt_longer_than_a_pass_is_fed_in_parts() -> None:
 
 
 def test_a_text_that_joins_with_the_instruction_shortens_it() -> None:
-    """The tokenizer makes one token of the end of the instruction and a line break before an a."""
+    """The tokenizer merges the end of the instruction, a line break, with an "a" that follows."""
     template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}<|im_start|>"
     task = TASK.model_copy(update={"instruction": "Find entities."})
     texts = ["b", "肺 b", "a", "ab", "b"]
@@ -107,7 +107,7 @@ def test_a_cancelled_row_leaves_nothing_behind(
     indices = [tool.decoder.submit(document) for document in DOCUMENTS]
     for _ in range(3):
         tool.decoder.step()
-    for index in indices:  # some wait, some are in the pass that may still run, one may have ended
+    for index in indices:  # some wait, some are in the running pass, and one may have ended
         tool.decoder.cancel(index)
     assert tool.forward.cache.room == room_at_rest(tool.forward)
     assert tool.decoder.room == 5
@@ -128,7 +128,7 @@ def test_the_effort_is_counted(wanted: list[list[int]]) -> None:
 def test_a_few_documents_are_taken_between_two_passes(wanted: list[list[int]]) -> None:
     tool = Tool(Shape(60, 512, 256))
     tool.decoder.takes_all = True
-    assert tool.decoder.room == 91  # all that there is work for, which says whether to compile
+    assert tool.decoder.room == 91  # the room for all documents, by which compiling is decided
     tool.decoder.compile()
     for document in DOCUMENTS * 5:
         tool.decoder.submit(document)

@@ -1,4 +1,4 @@
-"""The batched, cached, fast-forwarding extractor writes what a plain loop writes, and reports what went wrong."""
+"""The batched extractor with cache and forced tokens writes what a simple loop writes, and reports problems."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LIVELY = [("phi3", 2), ("phi3", 5), ("gemma3_text", 1), ("gemma3_text", 3), ("qw
 
 
 def line_scores(coder: Encoder, plain: Plain) -> list[float]:
-    """The probability of each line of an answer, over the tokens that begin in it and were chosen."""
+    """Return the probability of each line of an answer: the product over the chosen tokens that begin in it."""
     alphabet = byte_alphabet()
     sums: list[float] = []
     line = 0
@@ -63,7 +63,7 @@ def line_scores(coder: Encoder, plain: Plain) -> list[float]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's byte-level alphabet: printable bytes stand for themselves, the others from U+0100 on."""
+    """Return GPT-2's byte-level alphabet: printable bytes are themselves, the others are characters from U+0100 on."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [value for value in range(256) if value not in kept]
     return {chr(value): value for value in kept} | {chr(256 + index): value for index, value in enumerate(rest)}
@@ -87,7 +87,7 @@ def test_output_equals_a_plain_loop_token_for_token(family: str, seed: int, on_c
         assert tool.effort.forced == sum(plain.chosen.count(None) for plain in wanted)
         longest = max(len(plain.chosen) - plain.chosen.count(None) for plain in wanted)
         assert longest <= tool.effort.passes < tool.effort.tokens
-    assert tool.effort.passes <= longest + 2  # a batch of all: as many passes as the longest, one for the prefix
+    assert tool.effort.passes <= longest + 2  # one batch: the passes of the longest answer, and one for the prefix
 
 
 @pytest.mark.no_cover
@@ -109,7 +109,7 @@ def test_a_flat_task_has_no_overlaps_and_no_mention_has_white_space_at_its_ends(
 
 @pytest.mark.parametrize(
     ("family", "seed", "answer", "on_choices"),
-    [  # every format in both ways, every family with every format
+    [  # every format in both ways, and every family with every format
         (family, seed, answer, (row + column) % 2 > 0)
         for row, (family, seed) in enumerate([("phi3", 2), ("gemma3_text", 3), ("qwen2", 5)])
         for column, answer in enumerate(["grouped", "inline", "jsonl_seed"])
@@ -131,7 +131,7 @@ def test_scores_among_what_is_allowed_are_those_of_the_masked_distribution() -> 
     compared = 0
     for document, got, over_all in zip(DOCUMENTS, tool.stream(DOCUMENTS), other.stream(DOCUMENTS), strict=True):
         check_scores(coder, plain_loop(model, coder, document.text, on_choices=True), got)
-        if got.answer == over_all.answer:  # in order, as it happens
+        if got.answer == over_all.answer:  # both are in order by chance
             pairs = list(zip(got.document.entities, over_all.document.entities, strict=True))
             assert all(one == two and (one.score or 0.0) > (two.score or 0.0) for one, two in pairs)
             compared += len(pairs)
@@ -150,7 +150,7 @@ def check_scores(coder: Encoder, plain: Plain, got: Extraction) -> None:
 
 @pytest.mark.parametrize("on_choices", [False, True])
 def test_the_random_models_end_in_every_way(on_choices: bool) -> None:
-    """What the parity above is worth: answers of several lines that stop, answers that are too long, repetitions."""
+    """A check of the tests above: some answers have several lines, some are too long, and some repeat themselves."""
     models = [lively_model("phi3", seed) for seed in (2, 5)]
     found = [item for model in models for item in extractor(model, on_choices=on_choices).stream(DOCUMENTS)]
     assert {item.status for item in found} == {"stopped", "length"} | (set() if on_choices else {"repeated"})
@@ -159,7 +159,7 @@ def test_the_random_models_end_in_every_way(on_choices: bool) -> None:
 
 @pytest.mark.no_cover
 def test_forcing_says_what_masking_alone_would_say() -> None:
-    """With one token a byte a forced token is the only one allowed: a loop that never forces says the same."""
+    """With one token per byte, a forced token is the only allowed one, so a loop without forcing writes the same."""
     model = lively_model("phi3", 2)
     coder = Encoder(byte_tokenizer(), TASK)
     tool = Extractor(model, coder, config.Extract(max_new_tokens=LIMIT, batch_size=3), on_choices=True)
@@ -214,7 +214,7 @@ def test_what_is_written_is_a_substring_at_its_offsets_with_a_label_of_the_task(
         assert {problem.kind for problem in got.problems} <= {"truncated"}
         written = [json.loads(line) for line in got.answer.split("\n")[:-1]]
         said = [(line["entity_text"], line["entity_label"]) for line in written]
-        # the entities of a document are sorted: what is written comes in the order of the text, and nothing twice
+        # the entities of a document are sorted, so the answer is in the order of the text, without repetitions
         assert said == [(got.document.surface(entity), entity.label) for entity in got.document.entities]
         assert len(set(got.document.entities)) == len(said)
         assert all(surface and surface in document.text and label in TASK.codes for surface, label in said)
@@ -237,7 +237,7 @@ def test_answers_that_run_out_are_reported() -> None:
 
 
 def parrot(coder: Encoder, text: str, answer: str, *, stops: bool = False) -> Any:
-    """A model that has learnt an answer by heart, and whether to stop."""
+    """Return a model that always writes `answer`; `stops` tells whether it then stops."""
     model = lively_model("phi3", 2)
     prompt = coder.prompt_ids(text)
     written = coder.tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -255,7 +255,7 @@ def parrot(coder: Encoder, text: str, answer: str, *, stops: bool = False) -> An
 @pytest.mark.no_cover
 @pytest.mark.parametrize("grounded", [False, True])
 def test_an_answer_that_goes_round_in_circles_is_stopped_and_reported(grounded: bool) -> None:
-    """In any order; only a model that was trained on choices is held to one, and can but go on to what is later."""
+    """A model trained on choices is held to the order, so it continues with later entities and is not stopped."""
     first, again = (f'{{"entity_text": "{mention}", "entity_label": "dis"}}\n' for mention in ("c", "ab"))
     model = parrot(encoder(), "abc", first + again * 4)
     (found,) = extractor(model, grounded=grounded).stream([Document("a", "abc")])
@@ -279,7 +279,7 @@ def test_a_slip_is_reported_and_what_comes_after_it_is_found(grounded: bool) -> 
 
 
 def test_circles_at_the_end_of_the_answer_are_some() -> None:
-    """Where a token ends the last mention and its list, what ends the answer is forced behind it."""
+    """If one token ends the last mention and its list, the end of the answer is forced after it."""
     coder = Encoder(byte_tokenizer([*MERGES, ('"', "]")]), TASK.model_copy(update={"answer": "grouped"}))
     answer = '{"dis": ["ab"], "sym": ["c", "c", "c"]}\n'
     model = parrot(coder, "abc", answer)
@@ -295,7 +295,7 @@ def test_an_answer_that_ends_at_the_limit_is_whole(on_choices: bool) -> None:
     answer = '{"dis": ["ab"], "sym": ["c"]}\n'
     limit = len(coder.tokenizer.encode(answer, add_special_tokens=False))
     settings = config.Extract(max_new_tokens=limit)
-    for _ in range(5):  # a grammar that is being made would be ready in some of them
+    for _ in range(5):  # a grammar that is still being made would be ready in some of these runs
         tool = Extractor(parrot(coder, "abc", answer), coder, settings, on_choices=on_choices)
         (found,) = tool.stream([Document("a", "abc")])
         assert (found.answer, found.status, found.problems) == (answer, "stopped", ())
@@ -343,7 +343,7 @@ def test_no_cache_is_kept_of_weights_that_may_change(monkeypatch: pytest.MonkeyP
 
 
 def test_bare_strings_are_numbered_and_gold_is_not_passed_on() -> None:
-    tool = extractor(lively_model("phi3", 7))  # this one says nothing
+    tool = extractor(lively_model("phi3", 7))  # this model writes no entity
     gold = Document("g", "肺炎", (Entity(0, 2, "dis"),), {"group": "x"})
     assert tool.extract(["a", "b"]) == [Document("0", "a"), Document("1", "b")]
     (found,) = tool.extract([gold])
@@ -409,7 +409,7 @@ def test_free_mode_is_plain_greedy_decoding() -> None:
             ids.append(token)
         assert got.answer == coder.tokenizer.decode(ids[start:])
         assert got.status == ("length" if len(ids) - start == 30 else "stopped")
-        if got.answer.strip():  # noise, and said to be
+        if got.answer.strip():  # noise, which is reported as a problem
             assert got.problems and not got.document.entities
     assert tool.effort.forced == 0
 
@@ -419,7 +419,7 @@ def test_no_documents_give_no_extractions() -> None:
 
 
 def test_spaces_before_punctuation_are_not_cleaned_away() -> None:
-    """Some tokenizers drop them when they decode, and a mention would no longer be in its text."""
+    """Some tokenizers remove them when they decode, and the mention would no longer be in its text."""
     tokenizer = byte_tokenizer(MERGES)
     tokenizer.clean_up_tokenization_spaces = True
     tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True

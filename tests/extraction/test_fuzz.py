@@ -1,4 +1,4 @@
-"""The short form of bench/fuzz.py: whatever the text, an untrained model writes a valid, grounded answer."""
+"""The short form of bench/fuzz.py: for any text, an untrained model writes a valid and grounded answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choices in gold answers are the same from one process, from several and from the cache."""
+"""The choices in gold answers are the same from one process, from several processes and from the cache."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def answers_of(coder: Encoder, documents: Sequence[Document] = DOCUMENTS) -> lis
 
 @pytest.fixture
 def walks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many answers each call of `walk` was given."""
+    """A list that gets the number of answers of each call of `walk`."""
     sizes: list[int] = []
     original = gold_walk.walk
 
@@ -99,7 +99,7 @@ def test_a_killed_worker_is_replaced_by_this_process(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     coder = encoder()
-    monkeypatch.setattr(gold_walk, "_start_worker", os.kill)  # called with (pickled, vocabulary): the worker fails
+    monkeypatch.setattr(gold_walk, "_start_worker", os.kill)  # os.kill gets (pickled, vocabulary), so the worker fails
     monkeypatch.setattr(logging.getLogger("concurrent.futures"), "disabled", True)
     walked = list(gold_walk.walk(answers_of(coder), coder, len(coder.tokenizer), processes=2))
     assert walked == list(gold_walk.walk(answers_of(coder), coder, len(coder.tokenizer)))
@@ -133,7 +133,7 @@ def test_the_workers_end_when_the_walk_is_stopped(number: signal.Signals, tmp_pa
     workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert len(workers) >= 2
     if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does it: to the workers too
+        os.killpg(process.pid, number)  # as a terminal does, also to the workers
     else:
         process.kill()
     errors = process.communicate(timeout=60)[1]
@@ -141,7 +141,7 @@ def test_the_workers_end_when_the_walk_is_stopped(number: signal.Signals, tmp_pa
     while any(_is_running(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(_is_running(pid) for pid in workers)
-    assert errors.count("Traceback") == (number == signal.SIGINT)  # that of the script itself
+    assert errors.count("Traceback") == (number == signal.SIGINT)  # only the traceback of the script itself
 
 
 def _is_running(pid: int) -> bool:
@@ -168,13 +168,13 @@ def test_equal_sets_and_ids_are_stored_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
-    """Some documents, which are enough to be cached here."""
+    """A few documents, enough to be cached in this test."""
     monkeypatch.setattr(gold_walk, "CACHED_FROM", len(FEW))
     return FEW
 
 
 class _Changed:
-    """A change of what the choices depend on."""
+    """Documents and encoders that differ in one thing on which the choices depend."""
 
     label = staticmethod(lambda: ([FEW[0].with_entities([Entity(0, 2, "sym")]), *FEW[1:]], encoder()))
     text = staticmethod(lambda: ([replace(FEW[0], text="肺炎患者咳痰"), *FEW[1:]], encoder()))
@@ -218,7 +218,7 @@ def test_the_least_recently_used_results_are_removed(tmp_path: Path, monkeypatch
     monkeypatch.setattr(gold_walk, "CACHE_FILES", 2)
     monkeypatch.setattr(gold_walk, "CACHED_FROM", 1)
     files: list[Path] = []
-    for number in (0, 1, 0, 2):  # 0 is used again before 2 comes
+    for number in (0, 1, 0, 2):  # 0 is used again before 2 is added
         mark(tmp_path, DOCUMENTS[number : number + 1])
         files += set(tmp_path.iterdir()) - set(files)
         time.sleep(0.01)

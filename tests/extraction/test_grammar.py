@@ -1,4 +1,4 @@
-"""Under a grammar only answers of the format can be written, and what is forced is fed at once."""
+"""A grammar allows only answers of the format, and forced tokens are fed at once."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def constraint(tokenizer: Any) -> Constraint:
-    return Constraint(tokenizer, len(tokenizer) + 7, tokenizer.eos_token_id)  # the logits are wider than the tokenizer
+    return Constraint(tokenizer, len(tokenizer) + 7, tokenizer.eos_token_id)  # logits are wider than the vocabulary
 
 
 def said(last: Entity) -> PartialAnswer:
-    """An answer that has stated an entity, and nothing behind it."""
+    """Return an answer whose last stated entity is `last`."""
     return PartialAnswer("}", Parsed((Resolved(last, (0, 1), (0, 1)),), ()))
 
 
@@ -47,7 +47,7 @@ def allowed(constraint: Constraint, matcher: Any) -> set[int]:
 
 
 def write(constraint: Constraint, matcher: Any, tokenizer: Any, text: str) -> bool:
-    """Whether `text` can be written, token by token, from where the matcher is."""
+    """Whether the grammar allows `text`, token by token, from the matcher's state."""
     for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
         if token not in allowed(constraint, matcher) or not matcher.consume_token(token):
             return False
@@ -83,13 +83,13 @@ def test_substrings_with_a_label_can_be_written(
 @pytest.mark.parametrize(
     "answer",
     [
-        '{"entity_text": "", "entity_label": "dis"}\n',  # empty
-        '{"entity_text": "炎 ", "entity_label": "dis"}\n',  # white space at an end
+        '{"entity_text": "", "entity_label": "dis"}\n',  # empty mention
+        '{"entity_text": "炎 ", "entity_label": "dis"}\n',  # white space at the end
         '{"entity_text": " a", "entity_label": "dis"}\n',
         '{"entity_text": " ", "entity_label": "dis"}\n',
         '{"entity_text": "肺a", "entity_label": "dis"}\n',  # not in the text
         '{"entity_text": "炎肺", "entity_label": "dis"}\n',
-        '{"entity_text": "肺", "entity_label": "pro"}\n',  # not a label
+        '{"entity_text": "肺", "entity_label": "pro"}\n',  # unknown label
         '{"entity_text": "肺", "entity_label": "dis"} \n',
         '{"entity_label": "dis"}\n',
         " ",
@@ -118,7 +118,7 @@ def test_rows_of_a_batch_get_their_own_masks(constraint: Constraint, tokenizer: 
     forced = constraint.advance(begun, tokenizer("{")["input_ids"][0])
     assert (
         tokenizer.decode(forced) == '"entity_text": "b", "entity_label": "'
-    )  # one letter leaves no choice but the label
+    )  # with one letter, only the label is a choice
     assert constraint.allowed([]).ids.shape == (0, 0)
     found = constraint.allowed([fresh, begun, constraint.matcher('start: ""')])
     assert found.ids.shape == found.inside.shape == (3, 2)
@@ -142,7 +142,7 @@ def test_the_choices_of_a_gold_answer_are_those_that_decoding_would_have(
         follow = guide.advance(answer[index])
         assert answer[index + 1 : index + 1 + len(follow)] == follow
         index += 1 + len(follow)
-    assert list(choices) == [*seen, index]  # what is forced is no choice, and the stop token is one
+    assert list(choices) == [*seen, index]  # forced tokens are no choices, but the stop token is one
     assert set(choices[index]) == allowed(constraint, guide.matcher) and tokenizer.eos_token_id in choices[index]
 
 
@@ -157,10 +157,10 @@ def test_the_choices_of_a_gold_answer_are_those_that_decoding_would_have(
 def test_after_an_entity_exactly_the_later_ones_can_be_stated(
     text: str, span: tuple[int, int], label: str, answer: str
 ) -> None:
-    """Later in the order of (start, end, label): so no answer goes back, repeats itself or states one twice."""
+    """Later in the order (start, end, label), so that an answer never goes back or states an entity twice."""
     tokenizer = byte_tokenizer()
     if answer == "jsonl_seed":
-        text = text.replace('"', "c")  # which that format cannot say for certain
+        text = text.replace('"', "c")  # `jsonl_seed` cannot state quotes reliably
     start = span[0] % len(text)
     end = start + 1 + span[1] % (len(text) - start)
     task = TASK.model_copy(update={"answer": answer})
@@ -185,7 +185,7 @@ def test_a_guide_renews_its_grammar_when_an_entity_is_stated(constraint: Constra
 
 
 def follow(guide: Guide, constraint: Constraint, tokenizer: Any, *entities: tuple[str, str]) -> list[bool]:
-    """Write entities as far as the guide allows; says after each whether the answer goes round in circles."""
+    """Write entities as long as the guide allows; return after each whether the answer is repeating itself."""
     found, due = [], list[int]()
     for mention, label in entities:
         line = f'{{"entity_text": "{mention}", "entity_label": "{label}"}}\n'
@@ -200,11 +200,11 @@ def follow(guide: Guide, constraint: Constraint, tokenizer: Any, *entities: tupl
 
 
 @pytest.mark.parametrize(
-    ("entities", "ordered", "circles"),  # after how many an ordered guide refuses, and whether a free one goes round
+    ("entities", "ordered", "circles"),  # entities that an ordered guide allows; whether an unordered one finds a loop
     [
         ([("b", "dis"), ("a", "dis")], 1, False),  # the later one first
         ([("b", "sym"), ("b", "dis")], 1, False),  # the greater label first
-        ([("b", "dis"), ("b", "dis")], 1, False),  # a slip
+        ([("b", "dis"), ("b", "dis")], 1, False),  # one repetition is no loop
         ([("a", "dis"), ("a", "dis"), ("b", "dis"), ("b", "dis")], 1, False),
         ([("b", "dis"), ("b", "dis"), ("b", "dis")], 1, True),
         ([("a", "dis"), ("b", "dis"), ("a", "dis"), ("b", "dis")], 2, True),
@@ -238,7 +238,7 @@ def test_the_vocabulary_is_as_wide_as_the_logits() -> None:
 
 @pytest.mark.no_cover
 def test_masks_need_no_compiler() -> None:
-    """llguidance's own torch kernel is compiled by torch, which takes seconds and a C++ compiler."""
+    """llguidance's own torch kernel would be compiled, which takes seconds and a C++ compiler."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); from helpers.fakes import byte_tokenizer\n"
         "from spantune.extraction.grammar import Constraint; t = byte_tokenizer()\n"
@@ -273,7 +273,7 @@ def test_the_grammar_after_a_very_long_mention_is_no_larger_than_the_text() -> N
 def test_a_special_token_spelt_out_in_the_text_is_written_as_text(
     constraint: Constraint, tokenizer: Any, name: Any
 ) -> None:
-    """Its name is all that can follow once the second mention has begun, but as a token it is not text."""
+    """After the second mention has begun, only the token's name can follow, as text and not as the special token."""
     encoder = Encoder(tokenizer, TASK.model_copy(update={"answer": name}), 512)
     text = ":<|endoftext|>"
     document = Document("1", text, tuple(Entity(0, len(text), label) for label in ("dis", "sym")))

@@ -1,4 +1,4 @@
-"""What is extracted from is read as it stands, and what cannot be read keeps its place."""
+"""Input for extraction is read unchanged, and a text that cannot be read keeps its place."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_corpora_are_read_without_their_annotations(tmp_path: Path) -> None:
     assert [item.text for item in documents(tmp_path / "gold.json")] == ["肺炎患者", "无"]
     assert len(documents(tmp_path / "gold.jsonl", tmp_path / "gold.json")) == 4
     assert len(documents("bundled:clinical-zh-test")) == 120
-    # wrong annotations are no reason not to extract
+    # wrong annotations do not prevent extraction
     (tmp_path / "wrong.jsonl").write_text(
         '{"id": "a", "text": "ab", "entities": [{"start": 5, "end": 9, "label": "x"}]}\n'
     )
@@ -187,7 +187,7 @@ def test_texts_may_have_other_fields_and_no_entities(name: str, content: str, tm
     (document,) = documents(tmp_path / name)
     assert (document.id, document.text) == ("7", "肺炎,\n重")
     with pytest.raises(DataError):
-        formats.read(tmp_path / name)  # a corpus has entities
+        formats.read(tmp_path / name)  # a corpus must have entities
 
 
 def test_files_are_read_as_they_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Several runs over one base: each extracts what it extracts alone, and the base is loaded once."""
+"""Several runs over one base model: each extracts what it extracts alone, and the base is loaded only once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The base models that are loaded from now on."""
+    """A list that gets the names of the base models that are loaded."""
     loaded: list[str] = []
     real: Any = loading_module.load
 
@@ -64,7 +64,7 @@ def test_runs_over_one_base_extract_what_each_extracts_alone(folders: Folders, m
     assert len({id(extractor.model) for extractor in together.values()}) == 1
     for name, extractor in together.items():
         agree(list(extractor.stream(TEXTS)), alone[name])
-    # a pass of each in turn
+    # one pass of each in turn
     streams = {name: extractor.stream(TEXTS) for name, extractor in together.items()}
     found: dict[str, list[Extraction]] = {name: [] for name in together}
     sessions = {name: extractor.session() for name, extractor in together.items()}
@@ -89,7 +89,7 @@ def test_a_single_run_is_loaded_as_ever_and_bad_lists_are_refused(
 ) -> None:
     run = save_run(tmp_path / "a" / "first", tiny_folder)
     (extractor,) = load_runs([run], settings=SETTINGS, min_score=0.25).values()
-    assert isinstance(extractor, Extractor) and not hasattr(extractor.model, "peft_config")  # merged
+    assert isinstance(extractor, Extractor) and not hasattr(extractor.model, "peft_config")  # the adapter is merged
     assert extractor.calibration is not None and extractor.calibration.threshold == 0.25
     again = copy_run(run, tmp_path / "b" / "first")
     with pytest.raises(ConfigError, match=r"a/first and .*b/first are both called 'first'; rename"):
@@ -104,7 +104,7 @@ def test_a_single_run_is_loaded_as_ever_and_bad_lists_are_refused(
 
 
 def products(extractor: Extractor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What each layer of the decoder makes of `rows` [n, largest input], by the layer's name in the base model."""
+    """Return the output of each linear layer of the decoder for `rows` [n, largest input], by its name in the base."""
     layers = {name.removeprefix("base_model.model."): layer for name, layer in extractor.model.named_modules()}
     sized = {name: layer for name, layer in layers.items() if hasattr(layer, "in_features") and ".layers." in name}
     own = {name: layer for name, layer in sized.items() if "lora_" not in name and "base_layer" not in name}
@@ -125,7 +125,7 @@ def test_an_adapter_is_merged_before_its_base_becomes_fp8_where_the_settings_say
     assert quantised and all(layer.weight.dtype == torch.uint8 for layer in quantised)
     rows = torch.randn(16, 128, generator=torch.Generator().manual_seed(1))
     exact, *others = (products(extractor, rows) for extractor in (plain, beside, merged))
-    for found in others:  # the adapter counts in both, up to the rounding of the base and of the input
+    for found in others:  # equal up to the rounding of base and input
         assert exact.keys() == found.keys() and len(exact) > 4
         for name, wanted in exact.items():
             assert (found[name] - wanted).norm() < 0.06 * wanted.norm(), name

@@ -1,4 +1,4 @@
-"""Passes over a cache of slots give the logits of whole forward passes, whatever is fed together."""
+"""Passes over a slot cache give the logits of whole forward passes, whichever rows are fed together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def whole(model: Any, row: list[int]) -> torch.Tensor:
 
 @torch.inference_mode()
 def fed(passes: Forward) -> dict[int, torch.Tensor]:
-    """The logits after each fed part of both rows, in three passes of mixed widths."""
+    """Return the logits after each fed part of both rows, in three passes with different widths."""
     passes.share(PREFIX)
     one, other = passes.cache.open(), passes.cache.open()
     start = len(PREFIX)
@@ -89,7 +89,7 @@ def test_rows_are_right_whatever_widths_were_made_before_their_pass() -> None:
     passes = Forward(model, Shape(rows=4, longest=512, tokens=512))
     texts = [[3 + (row + 7 * place) % 250 for place in range(count)] for row, count in enumerate((250, 380, 310, 90))]
     numbers = [passes.cache.open() for _ in texts]
-    for number, text in zip(numbers, texts, strict=True):  # the third width was made with those before and after it
+    for number, text in zip(numbers, texts, strict=True):  # the third width was made together with the widths around it
         logits = passes.feed([Part(number, 0, text)], [0]).clone()
         wanted = model(input_ids=torch.tensor([text], device="cuda"), use_cache=False).logits[0, -1:]
         torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
@@ -126,7 +126,7 @@ def test_a_long_instruction_is_taken_in_parts_and_can_be_cut() -> None:
 
 
 def test_a_pass_of_fixed_width_is_padded() -> None:
-    """What a GPU would read; without a GPU it is only looked at."""
+    """Without a GPU, the test checks what a GPU would get."""
     pytest.importorskip("triton")
     cache = SlotCache(3, 64, 100, torch.device("cpu"))
     static = model_runner._Static(torch.device("cpu"), Shape(3, 64, 64), cache, tiny_model("phi3").config)
@@ -157,7 +157,7 @@ def test_too_little_memory_is_said_with_the_figures(monkeypatch: pytest.MonkeyPa
 
 
 class NotedGraph:
-    """Stands for the graph of a width, which cannot be made without a GPU; notes the tokens that it would compute."""
+    """Takes the place of a CUDA graph, which needs a GPU; records the tokens that it would compute."""
 
     def __init__(self, passes: Forward, width: int):
         self.passes, self.width = passes, width
@@ -173,7 +173,7 @@ class NotedGraph:
 def test_graphs_are_timed_over_padding_and_not_over_the_tokens_of_an_earlier_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # such tokens would be written over the keys of rows that have their slots now, or lie past the end of the pass
+    # Such tokens would overwrite keys of rows that have their slots now, or be past the end of the pass.
     monkeypatch.setattr("spantune.models.queries_per_block", lambda group: 8)
     monkeypatch.setattr(model_runner, "_milliseconds", lambda graph: graph.replay() or float(graph.width))
     passes = Forward(tiny_model("phi3"), Shape(rows=4, longest=64, tokens=256))

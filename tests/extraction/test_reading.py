@@ -1,4 +1,4 @@
-"""A run that reads spans: every output, long and odd texts, calibration, and what is refused."""
+"""Extraction by a run that reads spans: all outputs, long and unusual texts, calibration, and what is refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_any_text_is_read_alone_as_among_others(extractor: Extractor) -> None:
 
 
 def test_a_cpu_tells_of_a_pack_before_it_computes_the_next(extractor: Extractor) -> None:
-    """Whoever waits for the first text does not wait for the pack of the second."""
+    """Whoever waits for the first text does not have to wait for the second text's pack."""
     session = extractor.session()
     first, second = session.submit(Document("a", "患者肺炎")), session.submit(Document("b", "肺炎。" * 4))
     assert {ticket for ticket, _ in session.step()} == {first, second} and session.pending == 0
@@ -126,7 +126,7 @@ def test_a_lowest_score_takes_the_place_of_the_thresholds(run: Path, extractor: 
 
 @pytest.fixture(scope="module")
 def gold(extractor: Extractor) -> list[Document]:
-    """Documents whose entities are the surest spans of the head, so that a high threshold is the best."""
+    """Documents whose gold entities have the head's highest scores, so that a high threshold is the best one."""
     texts = [
         "肺炎患者咳嗽",
         "发热三天，无咳嗽",
@@ -150,7 +150,7 @@ def test_a_stored_calibration_holds_when_the_run_is_loaded(
     monkeypatch.setattr(RunFolder, "require_finished", RunFolder.config)
     found = sum(len(document.entities) for document in load_run(copy).extract(document.text for document in gold))
     fitted = calibrate_run(copy, gold)
-    assert fitted.evidence is not None and fitted.evidence.all.kept > found  # all candidates
+    assert fitted.evidence is not None and fitted.evidence.all.kept > found  # of all candidates
     assert fitted.evidence is not None and fitted.evidence.chosen.f1 == 1 > fitted.evidence.all.f1
     evaluation = evaluate_run(copy, gold)
     assert evaluation.scores.micro.f1 == 1 and evaluation.below_threshold["entities"] > 0

@@ -1,4 +1,4 @@
-"""Documents become texts for an engine and its answers documents again: in order, nothing held, nothing lost."""
+"""Documents are cut into texts for an engine and its answers are joined again: in order, streamed, without loss."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TASK = TaskSpec(labels=(Label(code="dis"), Label(code="sym")), instruction="Find
 
 
 def letters(texts: Iterator[Document]) -> Iterator[Extraction]:
-    """An engine that says of every "a" that it is one, and cannot end its answer for a "z"."""
+    """An engine that marks every "a" as an entity, and whose answer is truncated for a text with "z"."""
     for text in texts:
         found = [Entity(n, n + 1, "dis", 0.5) for n, character in enumerate(text.text) if character == "a"]
         bad = "z" in text.text
@@ -118,7 +118,7 @@ def test_what_went_wrong_is_written_into_meta() -> None:
 
 def test_an_entity_in_two_chunks_has_the_score_of_the_surer_one() -> None:
     def engine(texts: Iterator[Document]) -> Iterator[Extraction]:
-        for number, text in enumerate(texts):  # "b" lies in both chunks, the second is less sure of it
+        for number, text in enumerate(texts):  # "b" is in both chunks; the second has a lower score
             place = text.text.index("b")
             yield Extraction(text.with_entities([Entity(place, place + 1, "x", (0.9, 0.1)[number])]))
 
@@ -139,7 +139,7 @@ def test_what_a_threshold_dropped_in_a_chunk_is_kept_with_the_whole_text() -> No
 def sizes(
     settings: config.Extract, max_tokens: int | None, window: int | None, view: Literal["whole", "twice"] | None = None
 ) -> list[int]:
-    """Tokens that the chunks of a long text add to the prompt; with a view those of texts that are read."""
+    """Return the tokens that each chunk of a long text adds to the prompt; with a `view`, for reading spans."""
     encoder: TextEncoder = Encoder(byte_tokenizer(MERGES), TASK, max_tokens)
     if view is not None:
         encoder = SpanEncoder(byte_tokenizer(MERGES), TASK, config.Spans(longest=32, view=view), max_tokens)
@@ -178,7 +178,7 @@ def test_of_overlapping_entities_the_higher_score_is_kept_and_the_other_reported
     assert without_overlaps([low, high, apart]) == ([high, apart], [low])
     same, other = Entity(0, 2, "sym", 0.5), Entity(0, 2, "dis", 0.5)
     assert without_overlaps([same, other]) == ([other], [same])
-    sure = Entity(1, 2, "dis")  # without a score: as sure as can be
+    sure = Entity(1, 2, "dis")  # without a score, which counts as certain
     assert without_overlaps([high, low, sure]) == ([sure, high], [low])
     assert without_overlaps([]) == ([], [])
 
@@ -188,7 +188,7 @@ def test_an_answer_for_a_flat_task_is_read_without_overlaps() -> None:
     for nested, entities in ((True, [Entity(0, 1, "sym"), Entity(0, 2, "dis")]), (False, [Entity(0, 1, "sym")])):
         coder = Encoder(byte_tokenizer(MERGES), TASK.model_copy(update={"nested": nested}))
         ids = [coder.tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
-        logprobs = [*[-0.5] * len(ids[0]), *[-0.01] * len(ids[1])]  # the second is the surer one
+        logprobs = [*[-0.5] * len(ids[0]), *[-0.01] * len(ids[1])]  # the second one is more certain
         written = Written("".join(lines), Status.STOPPED, [*ids[0], *ids[1]], logprobs)
         extraction = read_answer(Document("d", "肺炎"), written, coder)
         assert list(extraction.document.entities) == entities

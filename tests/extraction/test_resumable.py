@@ -1,4 +1,4 @@
-"""Results survive a kill at any byte: going on gives the file that an uninterrupted run gives."""
+"""Results survive a kill at any byte: resuming gives the same file as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WHOLE = "".join(json.dumps(to_record(document), ensure_ascii=False) + "\n" for d
 
 
 def lost(path: Path) -> Iterator[Extraction]:
-    """The extractions, and then the kill."""
+    """Yield the extractions and then raise, in place of a kill."""
     yield from EXTRACTIONS[:2]
     assert resumable.partial(path).read_bytes() == b"".join(WHOLE.splitlines(keepends=True)[:2])  # at once, no later
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""Documents that are submitted at any time, computed together, cancelled or poisoned, get what each gets alone."""
+"""Documents submitted at any time, computed together, cancelled or failing, get the results that each gets alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from spantune.extraction.chunked import Parts
 from spantune.metrics import Calibration
 
 MODEL = lively_model("phi3", 2).requires_grad_(False)
-POISON = "Ω"  # no other text has its first byte
+POISON = "Ω"  # its first byte is in no other text
 TEXTS = ["肺炎患者咳嗽", "ab", "", "abcab 👩‍⚕️ it", "糖尿病 (diabetes) 患者，ab abc。肺炎 ab。" * 3]
 TICKETS = st.integers(0, 7)
 ACTIONS = st.lists(
@@ -71,7 +71,7 @@ def agree(found: Extraction, wanted: Extraction) -> None:
 
 
 def run_out(session: Session) -> dict[int, Extraction]:
-    """Step until nothing is pending."""
+    """Step until no document is pending; return the extractions by number."""
     ended: dict[int, Extraction] = {}
     for _ in range(10_000):
         if not session.pending:
@@ -131,7 +131,7 @@ def test_a_cancelled_document_frees_its_rows(tool: Extractor, alone: list[Extrac
     assert session.pending == 0 and session.step() == []
     require_rest(tool)
     session.cancel(tickets[0])
-    session.cancel(10_000)  # nothing that there is
+    session.cancel(10_000)  # a number that does not exist
     agree(next(tool.stream(TEXTS[:1])), alone[0])
 
 
@@ -349,7 +349,7 @@ def test_a_request_has_its_own_threshold_labels_and_chunks(tool: Extractor) -> N
     assert scored(dis)[0] == {span: score for span, score in everything.items() if span[2] == "dis"}
     smaller = only(tool, text, Options(chunk_tokens=20, overlap=2))
     assert smaller.document.text == text and bool(smaller.answer) != tool.task.reads
-    assert scored(next(tool.stream([text])))[0] == plain  # as before
+    assert scored(next(tool.stream([text])))[0] == plain  # the same as before
 
 
 def test_all_candidates_are_below_the_threshold_or_above_it(reading_run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Slots are taken, shared and given back, and hold what was written into them."""
+"""Cache slots are taken, shared and returned, and hold what was written into them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_row_begins_with_the_instruction() -> None:
     cache.slots[INSTRUCTION, :4] = torch.tensor(cache.take(INSTRUCTION, 4), dtype=torch.int32) + 7
     cache.share(4)
     assert (cache.slots[:, :4] == torch.tensor([7, 8, 9, 10])).all() and cache.room == 16
-    cache.share(3)  # a text that the tokenizer joined with its end
+    cache.share(3)  # a text that the tokenizer merged with its end
     assert cache.room == 17 and cache.take(cache.open(), 1) == [3]
 
 
@@ -44,7 +44,7 @@ def test_rows_take_whole_pages_whose_neighbours_make_one_run() -> None:
     assert cache.take(one, 3) == [8, 9, 10] and cache.take(other, 1) == [12]
     assert cache.take(one, 7) == [11, 16, 17, 18, 19, 20, 21]
     assert cache.runs(one) == [Run(5, 9, 8), Run(9, 15, 16)] and cache.runs(other) == [Run(5, 6, 12)]
-    assert cache.room == 2 and len(cache.take(one, 1) + cache.take(other, 1)) == 2  # room is what any rows can take
+    assert cache.room == 2 and len(cache.take(one, 1) + cache.take(other, 1)) == 2  # the room that any rows can take
     cache.close(one)
     cache.close(other)
     assert cache.room == 24
@@ -57,7 +57,7 @@ def test_keys_and_values_lie_in_their_slots() -> None:
     cache.destination = torch.tensor([3, 0, 5])
     keys, values = cache.update(states([1.0, 2.0, 3.0]), -states([1.0, 2.0, 3.0]), 0)
     assert keys.shape == (9, 2, 4) and keys[[3, 0, 5], 0, 0].tolist() == [1, 2, 3]
-    cache.destination = torch.tensor([8])  # of nobody
+    cache.destination = torch.tensor([8])  # no row owns it
     cache.update(states([9.0]), states([9.0]), 0)
     assert values[[3, 0, 5], 1, 3].tolist() == [-1, -2, -3]
 
@@ -65,7 +65,7 @@ def test_keys_and_values_lie_in_their_slots() -> None:
 @given(st.lists(st.one_of(st.integers(1, 4), st.integers(-4, -1)), max_size=40))
 @settings(max_examples=50, deadline=None)
 def test_no_slot_has_two_owners_and_none_is_lost(steps: list[int]) -> None:
-    """Positive: the row takes as many slots as its number; negative: it is given back."""
+    """A positive step takes as many slots as the row's number; a negative one returns the row."""
     cache, rows, held = SlotCache(4, 200, 200, CPU), dict[int, int](), dict[int, list[int]]()
     for step in steps:
         if step > 0:

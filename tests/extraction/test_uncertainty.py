@@ -1,4 +1,4 @@
-"""Which documents a model is least sure of, and where they are written for a person to correct them."""
+"""Uncertain documents: which ones are chosen, and the file in which a person can correct them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABELS = (Label(code="Person"), Label(code='A&"<B>', name="odd", description="a 
 
 
 def extraction(id: str, text: str, *scores: float | None, **how: object) -> Extraction:
-    """An extraction with an entity for each of the scores."""
+    """Return an extraction with one entity for each score."""
     entities = tuple(Entity(index, index + 1, "Person", score) for index, score in enumerate(scores))
     return Extraction(Document(id, text, entities), **how)  # type: ignore[arg-type]
 

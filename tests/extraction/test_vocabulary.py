@@ -1,4 +1,4 @@
-"""Tests of `spantune.extraction.vocabulary`: the bytes of tokens are those that llguidance reads from the JSON."""
+"""`spantune.extraction.vocabulary`: the bytes of tokens equal those that llguidance reads from tokenizer.json."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_name_of_a_special_token_is_text() -> None:
     "change",
     [
         lambda core: setattr(core, "decoder", decoders.Metaspace()),
-        lambda core: setattr(core, "decoder", decoders.ByteLevel()),  # whose letters are not those of the names
+        lambda core: setattr(core, "decoder", decoders.ByteLevel()),  # its letters differ from those in the names
         lambda core: core.enable_padding(length=8),
         lambda core: core.add_special_tokens([AddedToken("<other>", special=True, normalized=True)]),
     ],

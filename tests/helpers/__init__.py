@@ -1,1 +1,1 @@
-"""What several test modules share: tiny models and tokenizers, servers, browsers and processes, all real."""
+"""Helpers that several test modules share: tiny models and tokenizers, local servers, browsers and processes."""

@@ -1,4 +1,4 @@
-"""A task with awkward labels, and documents of awkward pieces."""
+"""Generated documents for tests of answer formats: labels and texts with quotes, escapes and special tokens."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ pieces = st.one_of(
 
 @st.composite
 def documents(draw: st.DrawFn) -> Document:
-    """Texts of awkward pieces with nested, crossing and doubly labelled entities, each once.
+    """Draw a document with nested, crossing and doubly labelled entities, each at most once.
 
-    No entity has white space at its ends, which no grammar writes.
+    No entity begins or ends with white space, because no grammar writes such an entity.
     """
     text = "".join(draw(st.lists(pieces, max_size=12)))
     entities = set()
@@ -48,6 +48,6 @@ def documents(draw: st.DrawFn) -> Document:
 
 
 def f1(pairs: list[tuple[set[Any], set[Any]]]) -> float:
-    """Micro F1 in per cent of (gold, found) pairs."""
+    """Return micro F1 in per cent over pairs of (gold, found) sets."""
     hits = sum(len(gold & found) for gold, found in pairs)
     return 200 * hits / sum(len(gold) + len(found) for gold, found in pairs)

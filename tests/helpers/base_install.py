@@ -1,4 +1,4 @@
-"""The command line as it is without the extra `train`: torch and the packages around it cannot be imported."""
+"""Run the command line as if the extra `train` were not installed: importing torch and its packages fails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print(json.dumps(outcomes))
 
 
 def run_without_train(calls: Sequence[Sequence[object]], folder: Path) -> list[tuple[int, str, str]]:
-    """Run each call of the command line in one process of its own; returns exit code, stdout and stderr of each."""
+    """Run several calls of the command line in one process; return exit code, stdout and stderr of each call."""
     plain = json.dumps([[str(argument) for argument in arguments] for arguments in calls])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, plain],

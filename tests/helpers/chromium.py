@@ -1,4 +1,4 @@
-"""Drives a page in headless Chromium, where there is one."""
+"""Open a page in headless Chromium and read the result of a script; BROWSER is None if Chromium is not installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def driven(path: Path, script: str, width: int = 1280) -> Any:
-    """What `script` leaves in #seen when it runs at the end of the page."""
+    """Run `script` at the end of the page in `path`; return the JSON value that it writes into the element #seen."""
     markup = path.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     markup = markup.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)

@@ -1,4 +1,4 @@
-"""What a call of the command line came to."""
+"""The result of a call of the command line: its exit code and its output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of the command line came to."""
+    """The exit code, stdout and stderr of a call of the command line."""
 
     code: int
     out: str
@@ -29,14 +29,14 @@ def one_line_error(outcome: Any, *parts: str) -> None:
 
 
 def last_object(outcome: Any) -> dict[str, Any]:
-    """The last line of stdout as the one JSON object that scripts read."""
+    """Return the last line of stdout, which must be one JSON object, as scripts read it."""
     found: dict[str, Any] = json.loads(outcome.out.splitlines()[-1])
     assert isinstance(found, dict)
     return found
 
 
 def fresh(*arguments: object, **changes: Any) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, as users have it."""
+    """Run the command line in a new interpreter, as users do."""
     return subprocess.run(
         [sys.executable, "-m", "spantune", *map(str, arguments)], capture_output=True, text=True, check=False, **changes
     )

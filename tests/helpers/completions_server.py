@@ -1,4 +1,4 @@
-"""A completions server on this machine that really generates, with whatever trouble a test asks for."""
+"""A completions server on this machine that generates with a real model and can be told to fail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Trouble = Callable[[int, dict[str, Any]], "Response | str | None"]
 
 @dataclass(frozen=True)
 class Response:
-    """An answer with a status of its own."""
+    """An HTTP answer with its own status."""
 
     status: int
     body: Any = None
@@ -28,11 +28,12 @@ class Response:
 
 @dataclass
 class CompletionsServer:
-    """Greedy completions of a model by OpenAI's protocol.
+    """Greedy completions of a model over OpenAI's protocol.
 
-    `kind` says whose fields and answers: `vllm`, `llamacpp`, or `openai` for a server that knows no grammar. `trouble`
-    is asked before each completion, with its number and the request: a Response is sent instead of the answer, "hang"
-    keeps the client waiting, "drop" closes the connection, None lets it be answered.
+    `kind` chooses the server whose fields and answers are used: `vllm`, `llamacpp`, or `openai` for a server without
+    grammars. `trouble` is called before each completion with its number and the request. Its result decides what
+    happens: a Response is sent in place of the answer, "hang" keeps the client waiting, "drop" closes the connection,
+    and None lets the model answer.
     """
 
     model: Any
@@ -46,7 +47,7 @@ class CompletionsServer:
     most_at_once: int = 0
     hanging: int = 0
     port: int = 0
-    about: dict[str, Any] = field(default_factory=dict)  # the answers to /version and /props
+    about: dict[str, Any] = field(default_factory=dict)  # answers by path, such as /version and /props
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,17 +56,17 @@ class CompletionsServer:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The base URL of the server."""
         return f"http://127.0.0.1:{self.port}/v1"
 
     def models(self) -> dict[str, Any]:
-        """The answer to /models."""
+        """Return the answer to /models."""
         owner = {"vllm": "vllm", "llamacpp": "llamacpp"}.get(self.kind, "somebody")
         window = {"max_model_len": 2048} if self.kind == "vllm" else {}
         return {"object": "list", "data": [{"id": name, "owned_by": owner, **window} for name in self.names]}
 
     def answer(self, request: dict[str, Any]) -> Response | str:
-        """What is sent for a completion."""
+        """Return what is sent for a completion request."""
         with self._lock:
             number = len(self.requests)
             self.requests.append(request)
@@ -98,7 +99,7 @@ class CompletionsServer:
                 biases = torch.tensor(list(matcher.compute_logit_bias()))[: len(logits)]
                 masked = logits.masked_fill(biases == 0, float("-inf"))
             ids.append(int(masked.argmax()))
-            # vLLM's mask is in place before it takes log-probabilities
+            # vLLM applies the grammar's mask before it takes log-probabilities; llama.cpp takes them without the mask
             logprobs.append(float((masked if self.kind == "vllm" else logits).log_softmax(-1)[ids[-1]]))
             if matcher is not None:
                 matcher.consume_token(ids[-1])
@@ -115,7 +116,10 @@ class CompletionsServer:
         return {"object": "text_completion", "model": request["model"], "choices": [choice], "usage": usage}
 
     def _choose(self, request: dict[str, Any], stop: int) -> dict[str, Any]:
-        """llama.cpp's answer of one token: the best `logprobs` of the `top_k`, and nothing if a half one is drawn."""
+        """Return llama.cpp's answer of one token: the best one, with the `logprobs` best of the `top_k` probabilities.
+
+        If the token is an incomplete character, llama.cpp sends no probabilities.
+        """
         with torch.no_grad():
             logits = self.model(input_ids=torch.tensor([request["prompt"]]), use_cache=False).logits[0, -1].float()
         for index, bias in request["logit_bias"]:
@@ -151,7 +155,7 @@ class CompletionsServer:
 
 @contextmanager
 def serving(server: CompletionsServer, port: int = 0) -> Iterator[CompletionsServer]:
-    """`server` at work in threads of this process."""
+    """Serve in threads of this process until the end of the block."""
 
     connections: set[socket.socket] = set()
 
@@ -199,7 +203,7 @@ def serving(server: CompletionsServer, port: int = 0) -> Iterator[CompletionsSer
             pass
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # a client that has gone
+            with suppress(ConnectionError):  # the client has closed the connection
                 super().handle()
 
     listener = ThreadingHTTPServer(("127.0.0.1", port), Handler)
@@ -213,14 +217,14 @@ def serving(server: CompletionsServer, port: int = 0) -> Iterator[CompletionsSer
         server.closing.set()
         listener.shutdown()
         listener.server_close()
-        for connection in list(connections):  # kept alive, they would be answered after the end
+        for connection in list(connections):  # connections that are kept alive would still be answered after the end
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         thread.join()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait until something is so."""
+    """Wait until `condition` holds; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -1,4 +1,4 @@
-"""The fixtures of the corpus formats and what they hold, and small files made in a test."""
+"""The fixture files of the corpus formats, the entities in them, and small corpus files made in a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spantune.data import Corpus, formats
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
-# What the first four sentences of every fixture hold.
+# The entities in the first four sentences of every fixture.
 CLINIC = [
     [("右肩", "bod"), ("右肩疼痛", "sym")],
     [],
@@ -22,7 +22,10 @@ CLINIC = [
 
 
 def file_of(folder: Path, name: str, content: str | Sequence[object]) -> Path:
-    """The file `name` in `folder` with this text, or with these values: an array in `.json`, else one a line."""
+    """Write `content` to the file `name` in `folder`.
+
+    Values are written as a JSON array if the name ends with `.json`, else as one JSON value per line.
+    """
     if not isinstance(content, str):
         rows = [json.dumps(value, ensure_ascii=False) for value in content]
         content = "[" + ",\n".join(rows) + "]" if name.endswith(".json") else "".join(f"{row}\n" for row in rows)
@@ -32,12 +35,15 @@ def file_of(folder: Path, name: str, content: str | Sequence[object]) -> Path:
 
 
 def spans(documents: Iterable[Document]) -> list[list[tuple[str, int, str]]]:
-    """The surface, the start and the label of every entity."""
+    """Return (surface, start, label) of every entity, for each document."""
     return [[(document.surface(e), e.start, e.label) for e in document.entities] for document in documents]
 
 
 def round_trip(documents: Sequence[Document], format: str, name: str) -> tuple[Corpus, dict[str, int]]:
-    """What is read after writing, recognised where an entity is there, and the notes of the writer."""
+    """Write documents in `format`, read them again, and return them with the notes of the writer.
+
+    If any document has an entity, the format of the file must be recognised too.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         notes = formats.write(path, documents, format)

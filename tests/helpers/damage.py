@@ -1,4 +1,4 @@
-"""Damages a file as disks, transfers, editors and other programs do, in a way that a seed determines."""
+"""Damage a file as disks, transfers, editors and other programs may do; a seed determines the damage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OTHERS = (None, -1, 0, 1, 7, 10**18, 1.5, float("nan"), True, "", "x", "16", [],
 
 
 def damage(path: Path, seed: int) -> str:
-    """Damage a file in place; returns what was done."""
+    """Damage a file in place; return the name of the file and the kind of damage."""
     choice = random.Random(seed)
     kinds = ["bits", "truncated", "gone", "folder", "empty", "nonsense"]
     if path.suffix == ".json":
@@ -42,7 +42,7 @@ def _bytes(content: bytes, choice: random.Random, kind: str) -> bytes:
 
 
 def _changed(tree: Any, choice: random.Random, kind: str) -> Any:
-    """A JSON value in which one value, at any depth, is another or is gone."""
+    """Return the JSON value after one value in it, at any depth, was replaced or (kind "key") removed."""
     if not isinstance(tree, dict | list) or not tree:
         return choice.choice(OTHERS)
     keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))

@@ -1,4 +1,4 @@
-"""The kernel of `spantune::pack_attention` for a CPU: each sequence under a dense mask, slow and plainly right."""
+"""A CPU implementation of `spantune::pack_attention`: each sequence with a dense mask, slow and easy to check."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spantune.models.kernels import packs
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    """Packs on a CPU go by their spans to the kernel below, as they go to the flash kernel on a GPU."""
+    """Inside the block, packs on a CPU use the kernel below by their spans, as they use the flash kernel on a GPU."""
     library = torch.library.Library("spantune", "IMPL", "CPU")
     library.impl("pack_attention", _attend)
     library.impl("pack_attention_backward", _differentiate)
@@ -27,14 +27,14 @@ def on_cpu() -> Iterator[None]:
 
 
 def sequences(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Where the queries and the keys of each sequence lie."""
+    """Yield the slice of queries and the slice of keys of each sequence."""
     ends = [queries.tolist(), keys.tolist()]
     for a, b, c, d in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
         yield slice(a, b), slice(c, d)
 
 
 def by_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Attention [tokens, heads, size] under the mask [1, 1, tokens, tokens] of a whole pack."""
+    """Return attention [tokens, heads, size] with the mask [1, 1, tokens, tokens] of a whole pack."""
     groups = query.shape[1] // key.shape[1]
     heads = [tensor.transpose(0, 1) for tensor in (query, key.repeat_interleave(groups, 1))]
     weights = (heads[0] @ heads[1].transpose(1, 2) * scale + mask[0]).softmax(-1)
@@ -42,7 +42,7 @@ def by_mask(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: floa
 
 
 def _weights(query: Tensor, key: Tensor, scale: float, window: int, is_causal: bool) -> Tensor:
-    """Attention weights [heads, queries, keys]; the last query is level with the last key."""
+    """Return attention weights [heads, queries, keys]; the last query is at the position of the last key."""
     count, size = len(query), len(key)
     ahead = torch.arange(size)[None] - (torch.arange(count)[:, None] + size - count)
     hidden = (ahead > 0) if is_causal else torch.zeros_like(ahead, dtype=torch.bool)
@@ -62,7 +62,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *layout: Any) -> tuple[Te
         weights = _weights(query[of_queries], key[seen].repeat_interleave(groups, 1), scale, window, is_causal)
         values = value[seen].repeat_interleave(groups, 1).float()
         output[of_queries] = torch.einsum("hqk,khd->qhd", weights, values).to(output.dtype)
-    return output, torch.zeros(query.shape[1], query.shape[0])  # the log-sum-exp: not needed here
+    return output, torch.zeros(query.shape[1], query.shape[0])  # no log-sum-exp: it is not needed here
 
 
 def _differentiate(

@@ -1,4 +1,4 @@
-"""Tiny random models that write answers, and a plain loop that writes what they must write."""
+"""Tiny random models that write answers, and a simple reference loop that gives the expected answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LIMIT = 180
 
 
 def lively_model(family: str, seed: int) -> Any:
-    """A random model that does not stop at once: the seeds were looked for."""
+    """Return a random model that does not stop at once; `seed` must be one that was found by trying."""
     model = tiny_model(family, vocabulary=280)
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def extractor(
 
 
 def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Forward]:
-    """The Forwards that are made from now on."""
+    """Return a list that gets every `Forward` made from now on."""
     made: list[Forward] = []
 
     def make(forward: Forward, *args: Any, **options: Any) -> None:
@@ -70,7 +70,7 @@ def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Forward]:
 
 @dataclass
 class Plain:
-    """What the reference loop wrote: ids, and the log-probability of each id that it chose itself."""
+    """The output of the reference loop: ids, log-probability of each chosen id (None if forced), and status."""
 
     ids: list[int] = field(default_factory=list)
     chosen: list[float | None] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Plain:
 
 
 def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, on_choices: bool = False) -> Plain:
-    """One document, no cache, all ids at every step; what the matcher forces is appended to the chosen token."""
+    """Decode one document without a cache: all ids are computed at every step, and forced tokens are appended."""
     import llguidance.hf
     from llguidance import LLMatcher
 
@@ -94,14 +94,14 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, on_
     while len(plain.ids) < limit:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + plain.ids]), use_cache=False).logits[0, -1].float()
-        biases = torch.tensor(list(matcher.compute_logit_bias()))  # 0 for what is forbidden
+        biases = torch.tensor(list(matcher.compute_logit_bias()))  # 0 for a forbidden token
         masked = logits.masked_fill(biases[: len(logits)] == 0, -math.inf)
         token = int(masked.argmax())
         if token == coder.stop_id:
             plain.status = "stopped"
             break
         matcher.consume_token(token)
-        forced = [one for one in matcher.compute_ff_tokens() if one != coder.stop_id]  # the end of a piece, or of all
+        forced = [one for one in matcher.compute_ff_tokens() if one != coder.stop_id]  # ends a piece, or the answer
         matcher.consume_tokens(forced)
         plain.ids += [token, *forced]
         distribution = (masked if on_choices else logits).log_softmax(-1)
@@ -112,7 +112,7 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, on_
             if said.parsed.is_looping:
                 plain.status = "repeated"
                 break
-            if on_choices or coder.task.answer == "inline":  # only what is later in the text may follow
+            if on_choices or coder.task.answer == "inline":  # only text after the last entity may follow
                 matcher = fresh()
         if matcher.is_stopped():
             plain.status = "stopped"
@@ -121,6 +121,6 @@ def plain_loop(model: Any, coder: Encoder, text: str, limit: int = LIMIT, *, on_
 
 
 def room_at_rest(forward: Forward) -> int:
-    """The room of a cache in which no row is open; the instruction has whole pages."""
+    """Return the free slots of a cache without open rows; the instruction takes whole pages."""
     page = model_runner.PAGE if forward.cache.slots.device.type == "cpu" else 1
     return forward.cache.capacity - -(-len(forward.instruction) // page) * page

@@ -29,7 +29,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|pad|>
 
 
 def byte_tokenizer(merges: list[tuple[str, str]] | None = None) -> Any:
-    """A byte-level BPE with the given merges (none: one token a byte) and a ChatML template."""
+    """Return a byte-level BPE tokenizer with these merges (none: one token per byte) and a ChatML template."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -52,7 +52,7 @@ def byte_tokenizer(merges: list[tuple[str, str]] | None = None) -> Any:
 
 
 def pieces_tokenizer() -> Any:
-    """A tokenizer as SentencePiece makes it, with a special token, an added token of text, and ids without tokens."""
+    """Return a tokenizer in SentencePiece's style, with a special token, an added text token and byte tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
@@ -82,7 +82,10 @@ _SHAPE = {
 
 
 def tiny_model(family: str = "phi3", vocabulary: int = 272, **changes: Any) -> Any:
-    """A random causal LM of a family; phi3 has fused projections, mistral a window, gemma3_text two kinds of layer."""
+    """Return a random causal LM of a family.
+
+    phi3 has fused projections, mistral a sliding window, gemma3_text two types of layers.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from spantune.models import NAME
@@ -111,7 +114,7 @@ def tiny_model(family: str = "phi3", vocabulary: int = 272, **changes: Any) -> A
 
 
 def save_model(folder: Path, family: str = "phi3", merges: list[tuple[str, str]] | None = None) -> Path:
-    """A model folder with a tiny model and its tokenizer."""
+    """Save a tiny model and its tokenizer in `folder`."""
     tokenizer = byte_tokenizer(merges)
     model = tiny_model(family, vocabulary=len(tokenizer) + 3)
     model.config.bos_token_id, model.config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -122,6 +125,6 @@ def save_model(folder: Path, family: str = "phi3", merges: list[tuple[str, str]]
 
 
 def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
-    """A JSONL file."""
+    """Write one JSON object per line."""
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return path

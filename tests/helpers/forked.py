@@ -1,4 +1,4 @@
-"""Commands in processes of their own that start in no time: forked from a server that has imported what is slow."""
+"""Start commands in new processes quickly: they are forked from a server that has imported the slow libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERVER.set_forkserver_preload(["spantune.training.job", "spantune.cli", "swanlab
 
 @functools.cache
 def spantune() -> str:
-    """What stands for `spantune` in a line of a shell: a process that starts warm (see `helpers.warmed`)."""
+    """Return the shell words that run `spantune` in a process forked from a server (see `helpers.warmed`)."""
     path = str(Path(tempfile.mkdtemp()) / "socket")
     SERVER.Process(target=warmed.serve, args=(path,), daemon=True).start()
     while not os.path.exists(path):
@@ -30,7 +30,7 @@ def spantune() -> str:
 
 
 class Command:
-    """`spantune ARGUMENTS` under way, its output in files of `folder`."""
+    """A running `spantune ARGUMENTS`; its output goes to files in `folder`."""
 
     def __init__(self, folder: Path, *arguments: object):
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ class Command:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its output goes where it can be read."""
+        """Whether the output of the command goes to its files yet."""
         return self._err.exists()
 
     @property
@@ -53,12 +53,12 @@ class Command:
         return self._err.read_text(encoding="utf-8")
 
     def signal(self, number: int) -> None:
-        """Send a signal."""
+        """Send a signal to the process."""
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
     def wait_for(self, ready: Callable[[], bool], seconds: float = 60) -> None:
-        """Until `ready`; fails when the process ends before that."""
+        """Wait until `ready` returns True; fail if the process ends or `seconds` pass before that."""
         end = time.monotonic() + seconds
         while not ready():
             if not self.process.is_alive() or time.monotonic() > end:
@@ -67,7 +67,7 @@ class Command:
             time.sleep(0.002)
 
     def end(self, seconds: float = 60) -> int:
-        """Its exit code; minus the number of a signal that killed it."""
+        """Wait for the process to end; return its exit code, or minus the number of the signal that killed it."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
@@ -76,7 +76,7 @@ class Command:
 
 
 class Conversion:
-    """The conversion of a bundled model under way; `folder` gets what it prints and its largest memory."""
+    """A running conversion of a bundled model; `folder` gets its output and its memory peak."""
 
     def __init__(self, name: str, cache: Path, folder: Path):
         folder.mkdir()
@@ -85,7 +85,7 @@ class Conversion:
         self.process.start()
 
     def read(self, file: str) -> str:
-        """The text of `stdout`, `stderr` or `kilobytes`."""
+        """Return the text of `stdout`, `stderr` or `kilobytes` (the memory peak)."""
         return (self._folder / file).read_text(encoding="utf-8")
 
 
@@ -107,7 +107,7 @@ def _write_to(out: Path, err: Path) -> None:
 
 def _run(arguments: list[str], out: str, err: str) -> None:
     _write_to(Path(out), Path(err))
-    os.chdir(Path(out).parent)  # not where the server was started
+    os.chdir(Path(out).parent)  # else the folder in which the server was started
     sys.argv = ["spantune", *arguments]
     from spantune.cli import main
 

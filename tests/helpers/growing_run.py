@@ -1,4 +1,4 @@
-"""A run folder that grows by lines of `metrics.jsonl`, without training."""
+"""A run folder whose `metrics.jsonl` grows by lines that a test writes, without training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spantune.core import parse_config
 
 
 def begun(folder: Path, **train: Any) -> Path:
-    """A run folder with a recipe and nothing else."""
+    """Make a run folder that has only a recipe."""
     folder.mkdir(parents=True)
     recipe = {"model": {"source": "m"}, "task": {"labels": ["dis"]}, "data": {"train": "<t>.jsonl"}, "train": train}
     parse_config(recipe).save(folder)

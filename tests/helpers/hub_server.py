@@ -1,4 +1,4 @@
-"""A stand-in for the two hubs: it takes uploads by the clients' own protocols, and keeps what it was sent."""
+"""A local stand-in for Hugging Face and ModelScope: takes uploads over the clients' own protocols and keeps them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_abcdefghijklmnop0123"
-"""The only token that it takes."""
+"""The only token that the server accepts."""
 
 
 class HubServer(ThreadingHTTPServer):
     """A hub on this machine.
 
     Attributes:
-        files: the content of each file that was committed, by repository and path.
-        private: whether each repository that was made is private.
-        licenses: the licence of each repository that was made on ModelScope.
+        files: the content of each committed file, by (repository, path).
+        private: whether each created repository is private, by repository.
+        blobs: the content of each uploaded blob, by its SHA-256.
+        licenses: the licence of each repository created on ModelScope, in order.
         requests: method and path of each request, in order.
     """
 
@@ -54,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

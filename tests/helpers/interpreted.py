@@ -1,4 +1,4 @@
-"""Triton kernels on a CPU, by Triton's interpreter."""
+"""Run Triton kernels on a CPU with Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 
 def check_interpreted(test_file: str, call: str) -> None:
-    """Make a call of a test module in a process whose Triton kernels are interpreted; skip where Triton is missing.
+    """Evaluate `call` in a process whose Triton kernels are interpreted; skip the test if Triton is not installed.
 
     Args:
         test_file: the path of the test module.
-        call: an expression with `test`, the module, and `torch`.
+        call: a Python expression that may use `test`, the test module, and `torch`.
     """
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")

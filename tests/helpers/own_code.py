@@ -1,4 +1,4 @@
-"""Model folders that want to run code of their own, as `auto_map` lets a folder of transformers do."""
+"""Model folders that ask to run their own code, as `auto_map` allows a transformers model folder to do."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ OwnPart = Literal["config", "tokenizer", "model", "native"]
 
 
 def save_own_code(folder: Path, marker: Path, part: OwnPart = "config") -> Path:
-    """A tiny model folder whose `auto_map` names code in the folder, which writes the file `marker` when it runs.
+    """Save a tiny model whose `auto_map` names code in its folder; this code writes the file `marker` when it runs.
 
-    `part` is what transformers has no class for: the configuration; the tokenizer, of a type that it does not know
-    either; the model, since the configuration's type has no causal LM; or nothing at all (`native`, as in Phi-3's
-    upload, whose code nobody needs).
+    `part` is the part for which transformers has no class: `config`; `tokenizer`, which also has an unknown
+    configuration type; `model`, whose configuration type has no causal LM; or `native`, none of them, as in Phi-3's
+    upload, whose code nobody needs.
     """
     save_model(folder, "phi3", MERGES)
     code = f"from pathlib import Path\nPath({str(marker)!r}).write_text('the code was run')\n"
@@ -36,5 +36,5 @@ def save_own_code(folder: Path, marker: Path, part: OwnPart = "config") -> Path:
 
 
 def change(path: Path, **values: object) -> None:
-    """Change values of a JSON object in a file."""
+    """Change values of the JSON object in a file."""
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")

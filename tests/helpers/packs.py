@@ -1,4 +1,4 @@
-"""Examples, packs and adapted tiny models whose losses and gradients are compared."""
+"""Examples, packs and tiny models with adapters, for tests that compare losses and gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spantune.training.loss import hidden_states
 
 FAMILIES = ["phi3", "llama", "qwen2", "qwen3", "smollm3", "mistral", "gemma3_text"]
 
-# no special token stands between instruction and text here, so that BPE merges across the seam
+# This template has no special token between instruction and text, so that BPE merges across their border.
 PLAIN = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 
 DOCUMENTS = [
@@ -43,14 +43,14 @@ def packed(chosen: list[Example], prefix: tuple[int, ...] | None = None) -> Pack
 
 
 def states_of(model: Any, chosen: list[Example]) -> list[Tensor]:
-    """The answer states of each example in one pack."""
+    """Return the hidden states at the answer tokens of each example; all examples are in one pack."""
     with torch.no_grad():
         states = hidden_states(model, packed(chosen), torch.float32)
     return list(states.split([len(example.ids) - example.answer_start for example in chosen]))
 
 
 def adapted(family: str, **changes: Any) -> Any:
-    """A model whose adapters are away from their zero start, so that every one of them has a gradient."""
+    """Return a model whose adapters are not zero, so that each of them has a gradient."""
     model, _ = attach(tiny_model(family, vocabulary=280, **changes), config.Lora(rank=4, alpha=8))
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Examples that are read, and tiny models with a head, on any device."""
+"""Examples for reading spans, and tiny models with a span head, on any device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DOCUMENTS = [
 
 
 def spans_settings(**changes: Any) -> config.Spans:
-    """A small head without dropout."""
+    """Return settings of a small head without dropout."""
     return config.Spans(**{"longest": 12, "size": 32, "dropout": 0.0, **changes})
 
 
@@ -40,7 +40,7 @@ def span_encoder(settings: config.Spans, tokenizer: Any = None, task: TaskSpec =
 
 
 def with_head(made: Any, settings: config.Spans, tokenizer: Any = None) -> Any:
-    """`made` with a head whose random weights are large enough that every one of them shows in the logits."""
+    """Attach a head to the model, with random weights large enough for each to change the logits; return the model."""
     torch.manual_seed(5)
     head = make_head(made, tokenizer or byte_tokenizer(MERGES), TASK, settings)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def with_head(made: Any, settings: config.Spans, tokenizer: Any = None) -> Any:
 
 
 def reader(family: str = "phi3", settings: config.Spans | None = None, **changes: Any) -> Any:
-    """A model whose adapters are away from zero, with a head, in evaluation."""
+    """Return a model in evaluation mode, with a head and with adapters that are not zero."""
     made, _ = attach(tiny_model(family, vocabulary=280, **changes), config.Lora(rank=4, alpha=8))
     torch.manual_seed(3)
     for name, parameter in made.named_parameters():
@@ -61,7 +61,7 @@ def reader(family: str = "phi3", settings: config.Spans | None = None, **changes
 
 
 def drawn_texts(count: int, longest: int = 80, seed: int = 0) -> list[Document]:
-    """Documents of uneven length with random entities, some of them nested."""
+    """Draw documents of different lengths with random entities, some of them nested."""
     draw = random.Random(seed)
     documents = []
     for number in range(count):
@@ -73,25 +73,25 @@ def drawn_texts(count: int, longest: int = 80, seed: int = 0) -> list[Document]:
 
 
 def span_pack(encoder: SpanEncoder, documents: Sequence[Document]) -> SpanPack:
-    """One pack of `documents`."""
+    """Lay `documents` out as one pack."""
     return layout_spans([encoder.example(document) for document in documents], encoder.prefix, encoder.settings)
 
 
 def logits_of(made: Any, pack: SpanPack) -> Tensor:
-    """The logits of a pack, in the type that the model is kept in, with a gradient."""
+    """Return the logits of a pack, computed in the dtype of the model's weights, with a gradient."""
     is_half = made.get_input_embeddings().weight.dtype == torch.bfloat16
     with torch.autocast(pack.ids.device.type, torch.bfloat16, enabled=is_half):
         return span_logits(made, pack, torch.bfloat16 if is_half else torch.float32)
 
 
 def by_example(logits: Tensor, pack: SpanPack, sizes: Sequence[int]) -> list[Tensor]:
-    """The logits [characters, width, types] of each text of a pack, with 0 where a span is not inside it."""
+    """Return the logits [characters, width, types] of each text of a pack; spans outside of the text have 0."""
     inside = logits * pack.band.inside[:, :, None]
     return [inside[start : start + size] for start, size in zip(pack.starts.tolist(), sizes, strict=True)]
 
 
 def span_step(made: Any, pack: SpanPack) -> tuple[float, dict[str, Tensor]]:
-    """The summed loss of a pack, and the gradient of each weight that is trained."""
+    """Return the summed loss of a pack, and the gradient of each trained weight by name."""
     made.zero_grad()
     loss = zlpr(logits_of(made, pack), pack)
     loss.backward()
@@ -100,7 +100,7 @@ def span_step(made: Any, pack: SpanPack) -> tuple[float, dict[str, Tensor]]:
 
 
 def gradients_far(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """The largest ‖found - wanted‖ / ‖wanted‖ of adapters, of the pointer, and of the rest of the head."""
+    """Return the largest ‖found - wanted‖ / ‖wanted‖ of three groups: adapters, pointer, rest of the head."""
 
     def joined(named: dict[str, Tensor], part: str) -> Tensor:
         kinds = {name: "lora" if "lora_" in name else "pointer" if "pointer" in name else "rest" for name in named}
@@ -112,7 +112,7 @@ def gradients_far(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 
 
 def learnt(made: Any, packs: Sequence[SpanPack], steps: int, rate: float = 0.01) -> tuple[float, float]:
-    """Train adapters and head on `packs`, all of them in every step; return the first loss and the last one."""
+    """Train adapters and head with all `packs` in every step; return the first loss and the last one."""
     made.train()
     optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     losses = []

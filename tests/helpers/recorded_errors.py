@@ -1,4 +1,4 @@
-"""Records every error that the tests make, for docs/errors.py."""
+"""Record every error that the tests raise, for docs/errors.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SOURCE = str(Path(sys.modules["spantune"].__file__ or "").parent)
 
 
 class ErrorRecorder:
-    """Writes type, message and place in the source code of each error to a file, each place with few messages."""
+    """Writes the type, message and source location of each error to a file, with a few messages per location."""
 
     MESSAGES = 20
     FRAMES = 6
@@ -25,7 +25,7 @@ class ErrorRecorder:
         self._init = SpantuneError.__init__
 
     def start(self) -> None:
-        """Record from now on."""
+        """Begin to record."""
         recorder = self
 
         def record(error: SpantuneError, *arguments: object) -> None:
@@ -35,7 +35,7 @@ class ErrorRecorder:
         SpantuneError.__init__ = record  # type: ignore[method-assign]
 
     def stop(self) -> None:
-        """Record no more."""
+        """Stop recording."""
         SpantuneError.__init__ = self._init  # type: ignore[method-assign]
         self._file.close()
 

@@ -1,4 +1,4 @@
-"""What every format owes a user whose file is bad: one error in plain words, and no output left behind."""
+"""Check what every corpus format must do with a bad file: raise one clear error and leave no output."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from spantune.data.raw.document import unique, verified
 
 
 def assert_unreadable(path: Path, format: str | None, fragments: Iterable[str]) -> None:
-    """Reading `path` fails in words that hold `fragments`."""
+    """Check that reading `path` fails with a message that contains all `fragments`."""
     with pytest.raises(DataError) as caught:
         formats.read(path, format)
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
 
 
 def assert_unwritable(folder: Path, document: Document, format: str, fragments: Iterable[str]) -> None:
-    """Writing `document` after a good one fails in words that hold `fragments`, and leaves the file that was there."""
+    """Check that writing a good document and then `document` fails with all `fragments`, and keeps the old file."""
     path = folder / "kept.txt"
     path.write_text("old", encoding="utf-8")
     with pytest.raises(DataError) as caught:
@@ -32,7 +32,7 @@ def assert_unwritable(folder: Path, document: Document, format: str, fragments: 
 
 
 def assert_refused(path: Path, format: str, fragments: Iterable[str], target: str) -> None:
-    """Reading `path` fails in words that hold `fragments`; so does writing it to `target`, which leaves nothing."""
+    """Check that reading `path` and converting it to `target` fail with all `fragments`, and leave no output."""
     before = set(path.parent.iterdir())
     assert_unreadable(path, format, fragments)
     with pytest.raises(DataError):

@@ -1,4 +1,4 @@
-"""The kernel of `spantune::row_attention` for a CPU, slow and plainly right, and passes of rows with and without it."""
+"""A CPU implementation of `spantune::row_attention`, slow and easy to check, and passes of rows with and without it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    """Rows of compiled layers on a CPU go to the computation below, as they go to the Triton kernel on a GPU."""
+    """Inside the block, rows of compiled layers on a CPU use the computation below in place of the Triton kernel."""
     library = torch.library.Library("spantune", "IMPL", "CPU")
     library.impl("row_attention", _attend)
     try:
@@ -27,7 +27,7 @@ def on_cpu() -> Iterator[None]:
 
 
 def written(made: Any, cache: SlotCache, *, compiled: bool) -> Tensor:
-    """The logits of two rows that are fed in two passes, the second one padded where layers are compiled."""
+    """Return the logits of two rows that are fed in two passes; with `compiled`, the second pass is padded."""
     found = []
     for position, counts in ((0, (5, 3)), (5, (1, 4))):
         spans = [Span(1, 0, counts[0], position), Span(2, counts[0], counts[1], 3 * (position > 0))]

@@ -1,4 +1,4 @@
-"""A run folder with a real adapter, made without training."""
+"""A finished run folder with a real adapter, made without training."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def save_run(
     base: config.Base = "fp32",
     seed: int = 1,
 ) -> Path:
-    """A finished run with a random adapter for the model in the folder `model`, and a random head where spans are read.
+    """Save a finished run over the model in the folder `model`, with a random adapter.
 
-    `spans` are changes of the section of that name. The head finds a few entities in nearly every text.
+    If the task reads spans, the run also has a random head, which finds a few entities in nearly every text. `spans`
+    changes the recipe's section of that name.
     """
     folder.mkdir(parents=True)
     settings: dict[str, Any] = {"source": str(model), "base": base, "device": "cpu"}
@@ -71,5 +72,5 @@ def save_run(
 
 
 def copy_run(run: Path, folder: Path) -> Path:
-    """A copy of a run folder that may be damaged."""
+    """Return a copy of a run folder, which the test may damage."""
     return Path(shutil.copytree(run, folder))

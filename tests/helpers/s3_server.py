@@ -1,4 +1,4 @@
-"""A real S3 server over HTTP on loopback, in a thread: moto, which refuses requests without credentials as S3 does."""
+"""A local S3 server (moto) over HTTP, in a thread; like S3, it refuses requests without credentials."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access 
 
 @dataclass(frozen=True)
 class S3:
-    """A server with a bucket."""
+    """A running server and a client of its file system."""
 
     port: int
     filesystem: Any
 
     def url(self, key: str) -> str:
-        """The URL of a bucket's key, with the server's address."""
+        """Return the URL of `key` (bucket and path), with the server's address."""
         return f"s3://{key}?endpoint_override=127.0.0.1:{self.port}&scheme=http"
 
     def names(self, folder: str) -> list[str]:
-        """The names of the files in a folder."""
+        """Return the sorted names of the files in a folder."""
         infos = self.filesystem.get_file_info(fs.FileSelector(folder))
         return sorted(info.base_name for info in infos if info.is_file)
 
 
 @contextmanager
 def s3_server(bucket: str) -> Iterator[S3]:
-    """Serve, with `bucket` made, and the credentials in the environment; servers of a process share their buckets."""
+    """Serve until the end of the block, with `bucket` created and the credentials in the environment.
+
+    All servers of a process share their buckets.
+    """
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -47,7 +50,7 @@ def s3_server(bucket: str) -> Iterator[S3]:
         start_response("403 Forbidden", [("Content-Type", "application/xml")])
         return [DENIED]
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # hide the line for each request
     server = make_server("127.0.0.1", 0, application, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""A service that listens on a free port of this process."""
+"""The annotation and extraction service on a free port of this process."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from spantune.serving.service import Service
 
 
 class Served:
-    """A service of a run, by each of `names`, which a real uvicorn serves in a thread.
+    """The service of a run, served by uvicorn in a thread; the run is one model for each of `names`.
 
-    `client` asks it, `service` is what works behind it, `app` is the app around that, `server` is what listens at
-    `listener`.
+    `client` sends requests, `app` is the ASGI app, `service` does the work behind it, `server` is uvicorn's server and
+    `listener` its socket.
     """
 
     def __init__(self, run: Path, settings: ServeSettings, names: Sequence[str] = ("toy",)):
@@ -68,11 +68,11 @@ class Served:
         asyncio.run(serve())
 
     def extract(self, **body: Any) -> httpx2.Response:
-        """Ask `/v1/extract`."""
+        """Post `body` to `/v1/extract`."""
         return self.client.post("/v1/extract", json=body)
 
     def raw(self, sent: bytes) -> bytes:
-        """Send these bytes and return what comes back until the service closes the connection."""
+        """Send these bytes; return all that comes back until the service closes the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
             connection.sendall(sent)
             answer = b""
@@ -99,7 +99,7 @@ class Served:
             gate.set()
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until something holds, ten seconds at most."""
+        """Wait until `holds` returns True; fail after ten seconds."""
         for _ in range(1000):
             if holds():
                 return

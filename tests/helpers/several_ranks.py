@@ -1,4 +1,4 @@
-"""Runs jobs in two real processes that train together over gloo; also what one of these processes does."""
+"""Run training jobs in two real processes that train together over gloo."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ SECONDS = 120
 
 
 def run_jobs(jobs: list[dict[str, Any]], folder: Path, ranks: int = 2) -> list[tuple[int, list[dict[str, Any]], str]]:
-    """Run `jobs` in new processes; returns exit code, outcomes of the jobs and stderr of each rank.
+    """Run `jobs` in new processes; return exit code, outcomes of the jobs and stderr of each rank.
 
-    A job has a `recipe` as plain values, or `resume`, a run folder; and may have `rank_1`, overrides for rank 1 only,
-    `copy`, where the folder to resume is copied to first, and `event`, what happens on rank 1 at a step: `oom`, `stop`
-    or `kill`. With `command` it goes through the command line, which ends the process.
+    A job is a mapping. `recipe` has the recipe as plain values, or `resume` names a run folder. Optional keys:
+    - `rank_1`: overrides for rank 1 only;
+    - `copy`: folder to which the run folder is copied before it is resumed;
+    - `event`: (event, step), which happens on rank 1: `oom`, `stop` or `kill`;
+    - `command`: run the job through the command line, which ends the process.
     """
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     with socket.socket() as probe:
@@ -37,7 +39,7 @@ def run_jobs(jobs: list[dict[str, Any]], folder: Path, ranks: int = 2) -> list[t
     for process in processes:
         process.join(SECONDS)
         if process.exitcode is None:
-            process.kill()  # so that what the rank says of it is read
+            process.kill()  # so that the rank's stderr so far can be read
             process.join()
     codes = [process.exitcode or 0 for process in processes]
     outcomes = [json.loads((folder / f"outcomes-{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
@@ -46,7 +48,7 @@ def run_jobs(jobs: list[dict[str, Any]], folder: Path, ranks: int = 2) -> list[t
 
 
 def _rank(folder: str, environment: dict[str, str]) -> None:
-    """What a process does that torchrun would start."""
+    """Set the environment that torchrun would set, redirect stderr to a file, and run the jobs."""
     os.environ.update(environment)
     errors = os.open(Path(folder) / f"stderr-{environment['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(errors, 2)
@@ -82,7 +84,7 @@ def _script(folder: Path) -> None:
 
 
 def _counted() -> list[int]:
-    """The numbers of documents that this process extracts from, evaluation by evaluation."""
+    """Return a list that gets the number of documents of each extraction of this process."""
     from spantune.extraction import Extractor
 
     counts: list[int] = []
@@ -109,7 +111,7 @@ def _command(folder: Path, recipe: dict[str, Any]) -> None:
 
 
 def _arrange(originals: tuple[Any, Any], event: str | None, at: int) -> None:
-    """Let `event` happen in step number `at` of the next job."""
+    """Let `event` happen in the step with number `at` of the next job."""
     import torch
 
     from spantune.training import StepRunner

@@ -1,4 +1,4 @@
-"""Generated documents: nested, crossing and odd characters of every kind, as hypothesis strategies."""
+"""Hypothesis strategies for documents with nested and crossing entities and unusual characters."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A stand-in for SwanLab's cloud: a small HTTP server that speaks as much of its API as swanlab 0.10.3 calls.
+"""A local stand-in for SwanLab's cloud: an HTTP server with the part of its API that swanlab 0.10.3 calls.
 
-It keeps what it is sent, and answers for it: a run that it has is gone on with, and its summary says which steps came.
+It keeps what it receives and answers from it: a known run is continued, and its summary lists the last step of each
+key.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ KEY = "k3y-that-must-not-be-written-anywhere"
 
 @dataclass
 class CloudRun:
-    """What the cloud has of a run: points in the order in which they came."""
+    """The data of one run in the cloud; points are in the order in which they arrived."""
 
     id: str
     about: dict[str, Any]
@@ -29,12 +30,12 @@ class CloudRun:
     saved: list[str] = field(default_factory=list)
 
     def series(self, key: str) -> list[tuple[int, Any]]:
-        """The points of a scalar as they came."""
+        """Return the (step, value) points of a scalar, in the order in which they arrived."""
         return [(step, value) for name, step, value in self.scalars if name == key]
 
 
 class Cloud:
-    """The server, on a free port; while `silent` is over 0, it hangs up after so many seconds instead of answering."""
+    """The server on a free port; if `silent` is not 0, it waits so many seconds and closes the connection."""
 
     def __init__(self) -> None:
         self.runs: dict[str, CloudRun] = {}
@@ -50,19 +51,19 @@ class Cloud:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        """Go away: from now on connections are refused, and those that are open end."""
+        """Shut the server down: new connections are refused, and open ones end."""
         self.gone = True
         self._server.shutdown()
         self._server.server_close()
 
     @property
     def run(self) -> CloudRun:
-        """The one run that it has."""
+        """The only run of the cloud."""
         (found,) = self.runs.values()
         return found
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        """Status and JSON of a request; `path` begins after `/api`."""
+        """Return status and JSON value for a request; `path` is the part after `/api`."""
         for verb, pattern, reply in _ROUTES:
             if verb == method and (found := re.fullmatch(pattern, path)):
                 status, value = reply(self, found, body)

@@ -1,4 +1,4 @@
-"""Trackers for a process of their own: what they are told is appended to `told` in the run folder, one line a call."""
+"""Tracker backends for tests; each call adds a line to the file `told` in the run folder, also from another process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from spantune.runs.trackers.interface import Chart, PredictionRow, RunInfo
 
 
 class Noting:
-    """Writes down what it is told."""
+    """A tracker that records every call."""
 
     def __init__(self, info: RunInfo):
         self.place = info.folder / "told"
-        print("printed by the SDK")  # as SDKs do, to where machines read
+        print("printed by the SDK")  # SDKs print to stdout, which machines read
         print("OSError: printed by the SDK too", file=sys.stderr)
         logging.getLogger("spantune.noting").warning("said to the log: 看\nand more")
         self.note(f"opened {os.environ.get('NOTED', '')}")
@@ -45,7 +45,7 @@ class Noting:
 
 
 class Leaking(Noting):
-    """Prints, logs, remembers and raises a credential, as SDKs of dashboards with a server do."""
+    """A tracker that prints, logs, remembers and raises a credential, as SDKs of dashboards with a server may do."""
 
     def __init__(self, info: RunInfo):
         secret = os.environ["TRACKER_URI"]
@@ -58,7 +58,7 @@ class Leaking(Noting):
 
 
 class Failing(Noting):
-    """Fails at the second step, as an SDK without its server does."""
+    """A tracker that fails at step 2, as an SDK does when its server is gone."""
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         if step == 2:
@@ -67,7 +67,7 @@ class Failing(Noting):
 
 
 class Stuck(Noting):
-    """Never finishes."""
+    """A tracker that never finishes."""
 
     def finish(self, state: str) -> None:
         self.note("finishing")
@@ -75,20 +75,20 @@ class Stuck(Noting):
 
 
 class Unwilling(Noting):
-    """Cannot be opened."""
+    """A tracker that cannot be opened."""
 
     def __init__(self, info: RunInfo):
         raise RunError("not today")
 
 
 def noted(path: Path, value: Any) -> None:
-    """Something to call."""
+    """Print a line and write `value` to `path`; a function for a tracker's process to call."""
     print("printed by the function")
     path.write_text(f"{value} {sys.flags.utf8_mode >= 0}", encoding="utf-8")
 
 
 def paths(path: Path) -> None:
-    """What is imported from where."""
+    """Write the origins of some imported modules and `sys.path` to `path`."""
     import types
 
     import spantune
@@ -97,10 +97,10 @@ def paths(path: Path) -> None:
 
 
 def refusing() -> None:
-    """Something that fails."""
+    """Raise an error of spantune."""
     raise RunError("will not")
 
 
 def slow() -> None:
-    """Something that takes long."""
+    """Take ten minutes."""
     time.sleep(600)

@@ -1,9 +1,9 @@
-"""A run without a model, as a process to be killed: opens its trackers, records steps, says `ready`, records more.
+"""A process for tests to kill: a run without a model that opens its trackers and records steps.
 
     python tests/helpers/tracked_run.py FOLDER MODE STEPS [STAY_SECONDS [FINISH_SECONDS]]
 
-A step takes 10 ms; every fifth is measured; after `ready` they go on for STAY_SECONDS. SIGTERM and SIGINT
-close the records, as in training.
+A step takes 10 ms, and every fifth step has an evaluation. After STEPS steps the process prints `ready` and records
+more steps for STAY_SECONDS. SIGTERM and SIGINT close the records, as in training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LABELS = ("病", "体")
 
 
 def recipe(folder: Path, **track: Any) -> Config:
-    """A recipe whose data are GOLD; `folder` is that of the run."""
+    """Return a recipe for the run in `folder`, whose data are GOLD."""
     data = folder.parent / "gold.jsonl"
     if not data.exists():
         formats.write(data, GOLD)
@@ -46,7 +46,7 @@ def recipe(folder: Path, **track: Any) -> Config:
 
 
 def begin(folder: Path, **track: Any) -> dashboards.Trackers:
-    """The trackers of a run in `folder`, which is made as the job makes it."""
+    """Make the run folder as the training job does, and open its trackers."""
     from spantune.encoding import make_task
 
     settings = recipe(folder, **track)
@@ -58,7 +58,7 @@ def begin(folder: Path, **track: Any) -> dashboards.Trackers:
 
 
 def measure(trackers: dashboards.Trackers, folder: Path, step: int) -> None:
-    """Record a measuring of the dev documents, one of whose three entities was found."""
+    """Record an evaluation of the dev documents in which one of three entities was found."""
     predicted = [Document("d1", GOLD[0].text, (Entity(2, 4, "病", 0.9),)), Document("d2", GOLD[1].text, ())]
     values = {
         "f1": 0.5,
@@ -76,7 +76,7 @@ def measure(trackers: dashboards.Trackers, folder: Path, step: int) -> None:
 
 
 def main(folder: Path, mode: str, steps: int, stay: float) -> None:
-    """Record `steps` steps, and then more of them for `stay` seconds."""
+    """Record `steps` steps, then more for `stay` seconds."""
     trackers = begin(folder, swanlab=mode)
     state, step = "crashed", 0
 
@@ -84,7 +84,7 @@ def main(folder: Path, mode: str, steps: int, stay: float) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)  # a shell starts what runs in its background with SIGINT ignored
+    signal.signal(signal.SIGINT, stop)  # a shell starts background processes with SIGINT ignored
     try:
         for step in itertools.count(1):
             trackers.metrics(step, {"loss": 1 / step})

@@ -1,8 +1,9 @@
-"""The command line in processes that start in no time, also from a shell: `python warmed.py SOCKET ARGUMENTS`.
+"""Run the command line in a process that starts quickly, also from a shell: `python warmed.py SOCKET ARGUMENTS`.
 
-That program sends its arguments, folder, environment and open files to a process which has imported what is slow. A
-fork of it runs the command with exactly these, and its exit code comes back. A client that is killed kills the command.
-What only the start of an interpreter can show needs `helpers.command.fresh`. Coverage is not measured.
+The program sends its arguments, folder, environment and open files to a server process that has already imported the
+slow libraries. A fork of the server runs the command with them, and the program ends with the command's exit code. If
+the program is killed, the command is killed too. Coverage is not measured. A test of what happens at the start of an
+interpreter must use `helpers.command.fresh`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import sys
 from typing import Any
 
 HIGHEST = 100
-"""Above all descriptors that a test passes."""
+"""Higher than any file descriptor that a test passes."""
 
 
 def main(path: str, arguments: list[str]) -> int:
-    """Have a command run; returns its exit code, minus the number of a signal that killed it."""
-    numbers = [number for number in range(HIGHEST) if _is_open(number)]  # before we open one ourselves
+    """Run a command on the server; return its exit code, or minus the number of the signal that killed it."""
+    numbers = [number for number in range(HIGHEST) if _is_open(number)]  # before it opens its own
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
         wanted = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ), "numbers": numbers}
@@ -31,12 +32,12 @@ def main(path: str, arguments: list[str]) -> int:
 
 
 def serve(path: str) -> None:
-    """Fork for each client of the socket; the process never ends by itself."""
+    """Fork for each client of the socket, without end."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{path}.new")
         listening.listen()
-        os.rename(f"{path}.new", path)  # who sees it can connect
+        os.rename(f"{path}.new", path)  # a client that sees the path can connect
         while True:
             connection, _ = listening.accept()
             if os.fork() == 0:
@@ -47,7 +48,7 @@ def serve(path: str) -> None:
 
 
 def _keep(connection: socket.socket) -> int:
-    """Run what the client wants in a fork and tell it the exit code."""
+    """Run the client's command in a fork and send it the exit code."""
     _, descriptors, _, _ = socket.recv_fds(connection, 1, HIGHEST)
     wanted = json.loads(connection.makefile(encoding="utf-8").readline())
     child = os.fork()
@@ -55,7 +56,7 @@ def _keep(connection: socket.socket) -> int:
         _take_over(descriptors, wanted)
         os._exit(_run(wanted["arguments"]))
     for descriptor in (0, 1, 2, *descriptors):
-        os.close(descriptor)  # a pipe ends when the command ends
+        os.close(descriptor)  # so that a pipe ends when the command ends
     ended = os.pidfd_open(child)
     ready, _, _ = select.select([ended, connection], [], [])
     if ended not in ready:
@@ -69,7 +70,7 @@ def _keep(connection: socket.socket) -> int:
 
 
 def _take_over(descriptors: list[int], wanted: dict[str, Any]) -> None:
-    """Be as the client is: files, folder, environment and the streams that Python opens at its start."""
+    """Take over the client's files, folder, environment and standard streams."""
     import fcntl
 
     numbers = wanted["numbers"]
@@ -89,7 +90,7 @@ def _take_over(descriptors: list[int], wanted: dict[str, Any]) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    """The exit code that an interpreter would have."""
+    """Run the command; return the exit code that an interpreter would have."""
     import traceback
 
     from spantune.cli import main as command

@@ -1,4 +1,4 @@
-"""Resampling is the bootstrap that it says, and the corrections are those of the book."""
+"""The bootstrap resamples as it should, and corrections of p-values equal those computed by hand."""
 
 from __future__ import annotations
 

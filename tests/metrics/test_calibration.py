@@ -1,4 +1,4 @@
-"""A calibration: what it refuses, what it chooses and why, how it is kept, and what it does to documents."""
+"""Calibration: what it refuses, what it chooses, how it is stored, and how it changes documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT = "x" * 40
 
 
 def corpus(rows: Sequence[Sequence[tuple[str, float, bool]]], missed: int = 0) -> tuple[list[Document], list[Document]]:
-    """Gold and predicted documents, one for each row of (label, score, right); the first has `missed` more in gold."""
+    """Return gold and predicted documents for rows of (label, score, correct); the first gold one has `missed` more."""
     gold, predicted = [], []
     for number, row in enumerate(rows):
         guessed = tuple(Entity(place, place + 1, label, score) for place, (label, score, _) in enumerate(row))
@@ -33,7 +33,7 @@ def corpus(rows: Sequence[Sequence[tuple[str, float, bool]]], missed: int = 0) -
 
 
 def drawn(count: int, temperature: float, seed: int = 0) -> tuple[list[Document], list[Document]]:
-    """`count` documents of four predictions whose true probabilities have been spoilt by `temperature`."""
+    """Return `count` documents with four predictions each, whose probabilities are distorted by `temperature`."""
     random = np.random.default_rng(seed)
     true = random.uniform(0, 1, (count, 4))
     right = random.random((count, 4)) < true
@@ -86,7 +86,7 @@ def test_a_spoilt_temperature_is_mended_on_held_out_documents_too() -> None:
     assert evidence.ece_before > 0.12 and evidence.ece < 0.04
     assert evidence.ece_held_out is not None and evidence.ece_held_out < 0.05
     assert (evidence.data, evidence.objective, evidence.notes) == ("made up", "f1", ())
-    # Lipton et al. (2014): the best threshold on calibrated probabilities is half of the best F1
+    # Lipton et al. (2014): on calibrated probabilities, the best threshold is half of the best F1.
     low, high = evidence.near_best
     assert low < evidence.best.f1 / 2 < high and found.threshold == evidence.best.threshold > 0
     assert evidence.held_out is not None and evidence.all.f1 < evidence.held_out.f1 <= evidence.chosen.f1

@@ -1,4 +1,4 @@
-"""A comparison finds what is there, calls noise noise, and refuses what cannot be compared."""
+"""A comparison finds real differences, does not report noise as one, and refuses what cannot be compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gold_of(count: int) -> list[Document]:
 
 
 def found(gold: list[Document], share: float, seed: int) -> list[Document]:
-    """Predictions that have each entity with the probability `share`."""
+    """Return predictions that have each gold entity with probability `share`."""
     rng = random.Random(seed)
     return [one.with_entities([e for e in one.entities if rng.random() < share]) for one in gold]
 
@@ -40,7 +40,7 @@ def test_a_real_difference_is_found_and_said() -> None:
         r"\(95 % interval \+\d+\.\d to \+\d+\.\d, p < 0\.001\): the difference is real\.",
         difference.sentence,
     )
-    assert set(difference.labels) == {"dis", "bod"}  # sym occurs nowhere and is not tested
+    assert set(difference.labels) == {"dis", "bod"}  # sym occurs nowhere, so it is not tested
     assert all(label.p <= label.p_holm for label in difference.labels.values())
 
 

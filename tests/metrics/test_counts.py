@@ -1,4 +1,4 @@
-"""The matching is as large as can be, whatever the groups look like."""
+"""The matching of gold and predicted entities has the maximum size for all kinds of groups."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_as_many_pairs_as_any_assignment_has(gold: list[tuple[int, int]], predic
 
 
 def test_a_greedy_pair_is_given_up_for_two() -> None:
-    """(0, 10) is paired with (7, 10) only, so that (0, 3) can have the long prediction."""
+    """(0, 10) is paired with (7, 10), so that (0, 3) can have the long prediction."""
     gold, predicted = [(0, 10), (0, 3)], [(0, 10), (7, 10)]
     assert count_pairs(columns(gold), columns(predicted))[1].tolist() == [2]
 
@@ -50,7 +50,7 @@ def test_nothing_that_overlaps_is_no_pair(gold: list[tuple[int, int]], predicted
 
 
 def test_a_long_augmenting_path_needs_no_recursion() -> None:
-    """Left k wants right k and then k + 1; the last wants right 0 alone, which moves all the others."""
+    """Left k can pair with right k and k + 1; the last can pair only with right 0, so all others must change."""
     size = 3000
     neighbours = [[node, node + 1] for node in range(size)] + [[0]]
     assert len(maximum_matching(neighbours)) == size + 1

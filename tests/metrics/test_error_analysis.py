@@ -1,4 +1,4 @@
-"""Errors sorted: the matrix counts every entity once, and errors of an answer come from its Extraction."""
+"""Error analysis: the confusion matrix counts every entity once, and errors of an answer come from its Extraction."""
 
 from __future__ import annotations
 

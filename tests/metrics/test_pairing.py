@@ -1,4 +1,4 @@
-"""Documents without common ids are paired by text, and by nothing less."""
+"""Documents without common ids are paired by equal texts only."""
 
 from __future__ import annotations
 

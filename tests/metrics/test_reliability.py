@@ -1,4 +1,4 @@
-"""Bins and the calibration error by their definitions; the temperature against a search over many."""
+"""Bins and the calibration error equal their definitions; the temperature equals the best one of a search."""
 
 from __future__ import annotations
 

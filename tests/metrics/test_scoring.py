@@ -1,4 +1,4 @@
-"""The scorer against its definitions, nervaluate and seqeval on flat data, its intervals and its errors."""
+"""Scoring compared with its definitions, with nervaluate and with seqeval; its intervals and its errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT = "abcdefghij"
 
 
 POSSIBLE = [(i, j, label) for i in range(len(TEXT)) for j in range(i + 1, len(TEXT) + 1) for label in LABELS]
-# nested, crossing, of two labels, and repeated
+# nested, crossing, doubly labelled and repeated entities
 entities = st.lists(st.sampled_from([Entity(*one) for one in POSSIBLE]), max_size=8).map(tuple)
 small = entities.map(lambda found: found[:4])
 corpora = st.lists(st.tuples(entities, entities), max_size=5)
@@ -32,7 +32,7 @@ def documents(sides: list[tuple[Entity, ...]]) -> list[Document]:
 
 
 def by_definition(gold: list[Document], predicted: list[Document], label: str | None) -> Figure:
-    """Count by walking over every possible entity of every document."""
+    """Compute the figure by checking every possible entity of every document."""
     correct = guessed = true = 0
     for one, other in zip(gold, predicted, strict=True):
         ours, theirs = ({(e.start, e.end, e.label) for e in side.entities} for side in (one, other))
@@ -56,7 +56,7 @@ def test_score_is_the_definition_on_nested_documents(corpus: list[tuple[tuple[En
 
 
 def most(pairs: list[tuple[Entity, Entity, float]]) -> float:
-    """The largest total of pairs that share no entity, by trying every choice."""
+    """Return the largest total of pairs that share no entity, by trying every choice."""
     if not pairs:
         return 0.0
     (one, other, worth), rest = pairs[0], pairs[1:]
@@ -169,7 +169,7 @@ def flat(rng: random.Random, size: int) -> tuple[Entity, ...]:
 
 
 def altered(one: Document, rng: random.Random) -> Document:
-    """Another flat annotation that agrees with `one` in some entities and boundaries."""
+    """Return another flat annotation that agrees with `one` in some entities and boundaries."""
     if rng.random() < 0.3:
         return one
     return one.with_entities([e for e in flat(rng, len(one.text)) if e in one.entities or rng.random() < 0.6])
@@ -210,7 +210,7 @@ def tags(one: Document) -> list[str]:
 
 
 def chunks(found: list[str]) -> set[tuple[int, int, str]]:
-    """What the CoNLL reading of BIO tags takes for entities: the reference where seqeval is not installed."""
+    """Return the entities of BIO tags by the CoNLL rule, a reference if seqeval is not installed."""
     starts = [place for place, tag in enumerate(found) if tag[0] == "B"]
     ends = [next((p for p in range(s + 1, len(found)) if found[p] != f"I-{found[s][2:]}"), len(found)) for s in starts]
     return {(start, end, found[start][2:]) for start, end in zip(starts, ends, strict=True)}
@@ -243,7 +243,7 @@ def test_figures_equal_seqevals_on_700_flat_corpora():
 
 
 def test_nested_entity_is_found_where_nervaluate_finds_none():
-    """extraction facts, section 3: gold {(0,4,a), (0,2,b)}, predicted {(0,1,b), (0,4,a)}: one is correct."""
+    """Gold {(0,4,a), (0,2,b)} and predicted {(0,1,b), (0,4,a)} have one correct entity; nervaluate finds none."""
     gold = [Document("1", TEXT, (Entity(0, 4, "a"), Entity(0, 2, "b")))]
     predicted = [Document("1", TEXT, (Entity(0, 1, "b"), Entity(0, 4, "a")))]
     scores = score(gold, predicted, ("a", "b"), resamples=0)
@@ -297,7 +297,7 @@ def test_interval_is_determined_by_the_seed():
 
 
 def test_interval_covers_the_true_f1_about_as_often_as_it_says():
-    """Each entity is found with probability 0.7 and nothing else: the true F1 is 1.4 / 1.7."""
+    """Each entity is found with probability 0.7 and nothing else is predicted, so the true F1 is 1.4 / 1.7."""
     hits = 0
     for seed in range(100):
         micro = score(*noisy(60, seed), LABELS, resamples=400).micro
@@ -313,7 +313,7 @@ def test_perfect_predictions_have_an_interval_of_one_point():
 
 
 def test_a_figure_of_few_documents_has_no_interval() -> None:
-    """Nine documents are too few, ten are enough; and a label in nine of many is no better than nine documents."""
+    """Nine documents are too few and ten are enough; the same holds for the documents with a label."""
     ones = [Document(str(index), TEXT, (Entity(0, 2, "dis"),)) for index in range(10)]
     wrong = [ones[0].with_entities(()), *ones[1:]]
     nine, ten = score(ones[:9], wrong[:9], LABELS).micro, score(ones, wrong, LABELS).micro
@@ -393,11 +393,11 @@ A, B = "dis", "bod"
         ([(0, 2, A)], [], ["missed"]),
         ([], [(0, 2, A)], ["spurious"]),
         ([(0, 2, A)], [(2, 4, A)], ["missed", "spurious"]),
-        # an exact match is not taken by an overlap, and a nested prediction is left over
+        # an exact match is paired before an overlap, and a nested prediction is left over
         ([(0, 4, A)], [(0, 2, A), (0, 4, A)], ["correct", "spurious"]),
-        # the same span is paired before an overlap of the same label
+        # the same span is paired before an overlap with the same label
         ([(0, 4, A)], [(0, 4, B), (0, 5, A)], ["type", "spurious"]),
-        # the same label is paired before a larger overlap of another label
+        # the same label is paired before a larger overlap with another label
         ([(0, 6, A)], [(0, 5, B), (5, 7, A)], ["boundary", "spurious"]),
         # the larger overlap is paired first
         ([(0, 6, A)], [(0, 2, A), (2, 7, A)], ["boundary", "spurious"]),

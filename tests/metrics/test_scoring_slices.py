@@ -1,4 +1,4 @@
-"""Each slice is strict scoring of what has its property, and an entity is in one slice of a kind."""
+"""Each slice is strict scoring of the entities with one property, and an entity is in one slice of each kind."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_nesting_is_its_definition_on_random_documents() -> None:
 
 
 def test_recall_and_precision_of_nested_entities_count_apart() -> None:
-    """The inner entity is found without its outer one: it is a nested gold one, but a flat predicted one."""
+    """The inner entity is found without the outer one: it counts as a nested gold entity and a flat prediction."""
     gold = [Document("1", "abcdef", (Entity(0, 4, "a"), Entity(0, 2, "b")))]
     nesting = sliced(gold, [gold[0].with_entities([Entity(0, 2, "b")])])["nesting"]
     assert nesting["nested"] == Figure(0, 0, 2, found=1) and nesting["nested"].recall == 0.5

@@ -1,4 +1,4 @@
-"""Every point of the curve, and each choice on it, against counting again at that threshold."""
+"""Every point of the threshold curve, and each choice on it, equals a new count at that threshold."""
 
 from __future__ import annotations
 

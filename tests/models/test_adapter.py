@@ -1,4 +1,4 @@
-"""An adapter is read as spantune wrote it, every setting and every weight, or it is refused with their names."""
+"""An adapter is loaded with every setting and weight that spantune wrote, or refused with the names of the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRST = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A saved adapter of rank 4 for the tiny Phi-3."""
+    """A saved adapter of rank 4 for the tiny Phi-3 model."""
     adapted("phi3").save_pretrained(str(tmp_path / "adapter"))
     return tmp_path / "adapter"
 

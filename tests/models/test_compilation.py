@@ -1,4 +1,4 @@
-"""Compiled layers train as plain ones do, keep what they were told to, and leave extraction alone."""
+"""Compiled layers train as plain ones do, keep what the setting says, and do not change extraction."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _on_cpu() -> Iterator[None]:
 
 
 def model(base: str, dropout: float = 0.0) -> Any:
-    """A training model of three layers whose adapters are away from zero."""
+    """Return a training model of three layers whose adapters are not zero."""
     made: Any = tiny_model("phi3", vocabulary=280, **SHAPE)
     made = to_fp8(made, CPU, made.lm_head) if base == "fp8" else made
     made, _ = attach(made, config.Lora(rank=4, alpha=8, dropout=dropout))
@@ -54,14 +54,14 @@ def model(base: str, dropout: float = 0.0) -> Any:
 
 
 def step(made: Any, pack: PackTensors) -> tuple[float, torch.Tensor]:
-    """Loss and all gradients in one row."""
+    """Return the loss, and all gradients in one vector."""
     loss = pack_loss(made, pack, torch.float32)
     loss.backward()
     return loss.item(), torch.cat([gradient.flatten() for gradient in gradients(made).values()])
 
 
 class Counted(TorchDispatchMode):
-    """Counts the calls of our operators."""
+    """Counts the calls of spantune's operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Counted(TorchDispatchMode):
 
 @pytest.mark.parametrize(("keep", "products", "attentions"), [("none", 4, 1), ("some", 1, 0), ("most", 0, 0)])
 def test_what_is_not_kept_is_computed_again_and_nothing_else(keep: Keep, products: int, attentions: int) -> None:
-    """In each of three layers."""
+    """The expected counts are for each of three layers."""
     made, pack = model("fp32"), packed(examples())
     wanted = step(made, pack)
     for layer in decoder_layers(made):
@@ -86,7 +86,7 @@ def test_what_is_not_kept_is_computed_again_and_nothing_else(keep: Keep, product
     found = torch.cat([gradient.flatten() for gradient in gradients(made).values()])
     assert loss.item() == wanted[0] and torch.equal(found, wanted[1])
     assert counted.calls["linear.default"] == 3 * products
-    assert counted.calls["product.default"] == 3 * 4  # the inputs' gradients
+    assert counted.calls["product.default"] == 3 * 4  # the gradients of the inputs
     assert counted.calls["pack_attention.default"] == 3 * attentions
     assert counted.calls["pack_attention_backward.default"] == 3
 
@@ -122,7 +122,7 @@ def test_dropout_is_the_same_when_it_is_computed_again() -> None:
         if keep is not None:
             compile_layers(made, keep)
         torch.manual_seed(5)
-        with torch._inductor.config.patch(fallback_random=True):  # the random numbers of an eager step
+        with torch._inductor.config.patch(fallback_random=True):  # use the random numbers of an eager step
             found.append(step(made, packed(examples())))
     (wanted_loss, wanted), (loss, gradient) = found
     assert loss == pytest.approx(wanted_loss, rel=1e-5) and (gradient - wanted).norm() < 1e-4 * wanted.norm()
@@ -141,7 +141,7 @@ def test_a_compiled_step_is_the_eager_one_for_packs_of_any_size_and_keeps_what_i
     cached = Counter(torch._dynamo.utils.counters["aot_autograd"])
     for (loss, gradient), pack in zip(eager, packs, strict=True):
         found = step(made, pack)
-        assert found[0] == pytest.approx(loss, rel=2e-3)  # e4m3 rounds what differs in the last bit
+        assert found[0] == pytest.approx(loss, rel=2e-3)  # e4m3 rounding enlarges differences in the last bit
         assert (found[1] - gradient).norm() < 0.02 * gradient.norm()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2
     cached = Counter(torch._dynamo.utils.counters["aot_autograd"]) - cached
@@ -157,7 +157,7 @@ def test_a_compiled_step_is_the_eager_one_for_packs_of_any_size_and_keeps_what_i
 @needs_compiler
 @pytest.mark.parametrize(("base", "keep"), [("fp8", "some"), ("fp32", "none")])
 def test_layers_with_dropout_draw_once_and_keep_what_is_predicted(base: str, keep: Keep) -> None:
-    """What is drawn again in the backward pass would need the state of its generator."""
+    """Drawing the dropout again in the backward pass would need the saved state of its generator."""
     made, pack = model(base, dropout=0.3), packed(examples())
     torch._dynamo.reset()
     compile_layers(made, keep)
@@ -176,7 +176,7 @@ def test_layers_with_dropout_draw_once_and_keep_what_is_predicted(base: str, kee
 
 
 def saved_bytes(made: Any, pack: PackTensors) -> int:
-    """What three layers save of a pack for the backward pass."""
+    """Return the bytes that three layers save for the backward pass of a pack."""
     weights = {p.untyped_storage().data_ptr() for p in [*made.parameters(), *made.buffers()]}
     saved: dict[int, torch.Tensor] = {}
 
@@ -189,7 +189,7 @@ def saved_bytes(made: Any, pack: PackTensors) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         pack_loss(made, pack, torch.float32)
     sizes = Counter((tensor.shape, tensor.nbytes) for tensor in saved.values())
-    return sum(count // 3 * 3 * size for (_, size), count in sizes.items())  # what comes in threes is the layers'
+    return sum(count // 3 * 3 * size for (_, size), count in sizes.items())  # only the layers save three of a size
 
 
 def test_layers_train_as_they_are_where_the_compiler_fails(

@@ -1,4 +1,4 @@
-"""Tests of `spantune.models.direct`: what is read directly equals what transformers reads; what is not ours is left."""
+"""`spantune.models.direct`: models read directly equal those that transformers reads; other models are left to it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_tokenizer_without_its_added_tokens_in_front_is_left_to_transformers(f
 def test_a_model_is_as_transformers_reads_it(tmp_path: Path, family: str) -> None:
     tiny_model(family).to(torch.bfloat16).save_pretrained(tmp_path)
     config = load_config_of(tmp_path)
-    assert read_model(tmp_path, config, torch.float32) is None  # not converted by spantune
+    assert read_model(tmp_path, config, torch.float32) is None  # it was not converted by spantune
     (tmp_path / RECORD).write_text("{}")
     direct = read_model(tmp_path, config, torch.float32)
     assert direct is not None

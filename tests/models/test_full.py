@@ -1,4 +1,4 @@
-"""Full fine-tuning: what is trained, saved and read back is every weight of the layers, and no other."""
+"""Full fine-tuning trains, saves and loads every weight of the layers and the last norm, and no other weight."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NORM = "model.layers.0.input_layernorm.weight"
 
 
 def trained(family: str = "phi3", dtype: torch.dtype = torch.float32, number: float = 0.01) -> Any:
-    """A model whose weights of the layers were all moved by a number."""
+    """Return a model in which `number` was added to every trained weight."""
     model, _ = attach(tiny_model(family, vocabulary=280).to(dtype), FULL)
     with torch.no_grad():
         for weight in model.parameters():

@@ -1,4 +1,4 @@
-"""A model's files are hashed once, and again when they change."""
+"""The files of a model are hashed once, and again after a change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OLD = time.time() - 60
 
 @pytest.fixture
 def folder(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model folder whose files have not changed for a minute, and a cache of its own."""
+    """A model folder whose files have not changed for a minute, and an empty cache."""
     monkeypatch.setenv("SPANTUNE_CACHE", str(tmp_path / "cache"))
     copy = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     for file in copy.iterdir():
@@ -27,7 +27,7 @@ def folder(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that are read to be hashed."""
+    """A list that gets the names of the files that are read to be hashed."""
     names: list[str] = []
 
     def counted(path: Path) -> str:
@@ -39,7 +39,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def change(file: Path, seconds: float) -> None:
-    """Change the last byte of a file, and say that it was changed at `seconds`."""
+    """Change the last byte of a file, and set its time of change to `seconds`."""
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(file, (seconds, seconds))
@@ -50,7 +50,7 @@ def test_an_unchanged_folder_is_read_once(folder: Path, read: list[str]) -> None
     assert "model.safetensors" in read and len(read) == len(set(read))
     read.clear()
     assert hash_model(folder) == first and hash_model(folder / ".." / "model") == first and not read
-    change(folder / "model.safetensors", OLD + 1)  # of the same size
+    change(folder / "model.safetensors", OLD + 1)  # the size is the same
     assert hash_model(folder) != first and read == ["model.safetensors"]
 
 
@@ -59,7 +59,7 @@ def test_a_file_that_takes_the_place_of_another_is_read(folder: Path, read: list
     other = folder / "other"
     shutil.copy2(folder / "config.json", other)
     change(other, OLD)
-    other.replace(folder / "config.json")  # of the same size and time: another inode
+    other.replace(folder / "config.json")  # size and time are the same, but the inode is another
     read.clear()
     assert hash_model(folder) != first and read == ["config.json"]
 

@@ -1,4 +1,4 @@
-"""Models are what their folder and their card say, or they are not loaded."""
+"""A model is loaded only if it is what its folder and its published configuration say."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU he
 
 @pytest.fixture
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that may be damaged."""
+    """A copy of the tiny model, which the test may damage."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
@@ -89,7 +89,7 @@ def test_a_model_of_unknown_layers_is_refused_before_its_weights(folder: Path) -
     ("family", "changes"),
     [
         ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}),  # attention sinks
-        ("rwkv", {}),  # no attention at all
+        ("rwkv", {}),  # no attention
     ],
 )
 def test_attention_that_ours_cannot_compute_is_refused(folder: Path, family: str, changes: dict[str, int]) -> None:
@@ -112,7 +112,7 @@ def test_eos_as_padding_is_refused_unless_waived(folder: Path) -> None:
 
 
 def phi4_config(folder: Path, **changes: Any) -> Any:
-    """A configuration of Phi-4's shape, as it is on disk; no weights."""
+    """Return a configuration of Phi-4's shape as it is on disk, without weights."""
     rope = {"rope_type": "default", "rope_theta": 250000.0}
     shape = {"hidden_size": 5120, "vocab_size": 100352, "rope_parameters": rope, "pad_token_id": 100349, **changes}
     AutoConfig.for_model("phi3", **shape).save_pretrained(folder)
@@ -120,7 +120,7 @@ def phi4_config(folder: Path, **changes: Any) -> Any:
 
 
 def phi4_tokenizer(folder: Path) -> Any:
-    """A byte tokenizer whose special tokens have Phi-4's ids; the vocabulary has a gap before them."""
+    """Return a byte-level tokenizer whose special tokens have Phi-4's ids; the vocabulary has a gap before them."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -139,7 +139,7 @@ def phi4_tokenizer(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def phi4(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
-    """Gives Phi-4's tokenizer as the current upload has it."""
+    """A function that returns Phi-4's tokenizer as in the current upload."""
     folder = tmp_path_factory.mktemp("phi4")
     phi4_tokenizer(folder)
     return lambda: load_tokenizer(folder)
@@ -189,7 +189,7 @@ def test_a_model_of_another_shape_is_not_held_to_phi4s_card(tmp_path: Path) -> N
 
 @no_gpu
 @pytest.mark.parametrize("base", ["nf4", "int8"])
-@pytest.mark.filterwarnings("ignore::UserWarning")  # bitsandbytes on types and on CPUs
+@pytest.mark.filterwarnings("ignore::UserWarning")  # bitsandbytes warns about types and CPUs
 def test_a_quantised_base_trains_an_adapter_for_the_exact_one(folder: Path, tmp_path: Path, base: Any) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes, of the extra of that name, is not installed")
     from bitsandbytes.functional import dequantize_4bit

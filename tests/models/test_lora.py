@@ -1,4 +1,4 @@
-"""Adapters cover what the recipe says, or the run does not start; PEFT alone can load them."""
+"""Adapters are on the modules that the recipe names, or the run does not start; PEFT alone can load them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_tutorials_names_on_phi3_are_an_error_that_lists_what_there_is() -> 
 def test_allow_unmatched_goes_on_with_what_matches() -> None:
     model, found = attach(tiny_model("phi3"), Lora(rank=4, alpha=8, targets=TUTORIAL, allow_unmatched=True))
     assert found.matched == ("o_proj", "down_proj")
-    # 2 layers: o_proj 32 x 32, down_proj 32 x 48; qkv_proj 64 x 32, gate_up_proj 96 x 32
+    # 2 layers: o_proj 32 × 32, down_proj 32 × 48, qkv_proj 64 × 32, gate_up_proj 96 × 32
     assert found.adapted == 2 * (32 * 32 + 32 * 48) and found.total == found.adapted + 2 * (64 * 32 + 96 * 32)
     assert f"({found.share:.0%} of its linear weights" in str(unmatched_error(found))
     names = {name.split(".")[-4] for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""LoRA in one function is PEFT's LoRA: outputs, gradients, dropout, DoRA, switched off and merged."""
+"""Our LoRA layer equals PEFT's: outputs, gradients, dropout, DoRA, switched off and merged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = {
 
 
 def both(settings: config.Lora, family: str = "phi3") -> tuple[Any, Any]:
-    """One model with our layers and one with PEFT's, with the same weights away from zero."""
+    """Return a model with our layers and one with PEFT's, with the same adapter weights, which are not zero."""
     ours, found = attach(tiny_model(family), settings)
     theirs = get_peft_model(
         tiny_model(family),
@@ -49,8 +49,8 @@ def both(settings: config.Lora, family: str = "phi3") -> tuple[Any, Any]:
 
 
 def run(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits, and the gradients of the adapters and of the embeddings below them."""
-    torch.manual_seed(11)  # of the dropout
+    """Return the logits, and the gradients of the adapters and of the embeddings."""
+    torch.manual_seed(11)  # for the dropout
     model.zero_grad()
     model.get_input_embeddings().weight.requires_grad_()
     logits = model(input_ids=torch.arange(60).view(2, 30), use_cache=False).logits
@@ -75,7 +75,7 @@ def test_logits_and_all_gradients_are_those_of_peft(name: str, training: bool) -
 
 
 def test_a_bias_is_added_once() -> None:
-    ours, theirs = both(SETTINGS["plain"], "qwen2")  # its q, k and v have one
+    ours, theirs = both(SETTINGS["plain"], "qwen2")  # its q, k and v have a bias
     for model in (ours, theirs):
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -96,7 +96,7 @@ def test_adapters_are_switched_off_merged_and_taken_out_again(name: str) -> None
         model.merge_adapter()
     compare(ours, theirs)
     torch.testing.assert_close(run(ours)[0], active, rtol=1e-4, atol=1e-4)
-    with ours.disable_adapter():  # merged weights are taken out for it
+    with ours.disable_adapter():  # merged weights are subtracted for this
         torch.testing.assert_close(run(ours)[0], bare, rtol=1e-4, atol=1e-4)
     assert not ours.base_model.model.model.layers[0].mlp.down_proj.merged
     torch.testing.assert_close(run(ours)[0], active, rtol=1e-4, atol=1e-4)
@@ -146,14 +146,14 @@ def test_frozen_adapters_are_kept_in_the_type_of_the_base_and_compute_the_same()
     ids = torch.arange(30)[None]
     freeze_adapters(model)
     layers = [module for module in model.modules() if isinstance(module, FusedLora)]
-    assert not any(one.frozen for one in layers)  # they are trained
+    assert not any(one.frozen for one in layers)  # the adapters are trained
     wanted = model(input_ids=ids, use_cache=False).logits
     model.requires_grad_(False)
     freeze_adapters(model)
     assert all(set(one.frozen) == {"default"} for one in layers)
     assert torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)
     for one in layers:
-        one.lora_A["default"].weight.zero_()  # no longer read
+        one.lora_A["default"].weight.zero_()  # no longer used after merging
     assert torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)
     fp8 = layer(Fp8Linear(nn.Linear(32, 16), torch.device("cpu")))
     fp8.requires_grad_(False).freeze()

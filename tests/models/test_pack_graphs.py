@@ -1,4 +1,4 @@
-"""Packs with fillers are the packs without; what cannot be captured runs plainly. Graphs need a GPU: test_gpu.py."""
+"""Packs with padding give the results of packs without; without graphs the layers run plainly (see test_gpu.py)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _on_cpu() -> Iterator[None]:
 
 
 def step(made: Any, pack: PackTensors) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients."""
+    """Return the loss and the gradients."""
     made.zero_grad()
     loss = pack_loss(made, pack, torch.float32)
     loss.backward()
@@ -73,7 +73,7 @@ def test_a_pack_that_is_padded_ahead_is_not_padded_again(monkeypatch: pytest.Mon
     wanted, _ = step(made, pack)
     counts: list[int] = []
     monkeypatch.setattr(pack_graphs, "padded", lambda ids, *rest: counts.append(len(ids)) or padded(ids, *rest))
-    for ahead, number in ((pack, 1), (packed(examples()[:2]), 2), (None, 1)):  # the same, another one, none
+    for ahead, number in ((pack, 1), (packed(examples()[:2]), 2), (None, 1)):  # ahead: the same, another, none
         counts.clear()
         if ahead is not None:
             pad_ahead(made, ahead.ids, ahead.positions, ahead.spans)
@@ -81,7 +81,7 @@ def test_a_pack_that_is_padded_ahead_is_not_padded_again(monkeypatch: pytest.Mon
 
 
 def test_what_cannot_be_captured_goes_on_plainly(caplog: pytest.LogCaptureFixture) -> None:
-    """A CPU has no graphs."""
+    """A CPU has no CUDA graphs."""
     made, pack = adapted("phi3").train(), packed(examples())
     loss, _ = step(made, pack)
     graph_packs(made, 4096)
@@ -101,7 +101,7 @@ def test_memory_that_is_short_ends_graphs_that_there_are(caplog: pytest.LogCaptu
     forward.graphs["a shape"] = "a graph"
     assert end_graphs(made) and "memory is short" in caplog.text
     step(made, packed(examples()))
-    step(made, packed(examples()))  # plainly: on a CPU a capture would be a second warning
+    step(made, packed(examples()))  # without graphs: on a CPU, a capture would give a second warning
     assert caplog.text.count("without CUDA graphs") == 1
 
 
@@ -126,10 +126,10 @@ def test_gradients_move_to_their_places_with_what_they_have(monkeypatch: pytest.
     shared = _Shared([fresh, begun], torch.zeros(8), 100)
     shared.bind_gradients()
     assert fresh.grad is shared._gradients[0] and fresh.grad.tolist() == [0, 0] and begun.grad.tolist() == [3, 3]
-    fresh.grad += 5  # a graph adds
+    fresh.grad += 5  # a graph adds to the gradient
     shared.bind_gradients()
     assert fresh.grad.tolist() == [5, 5]
-    fresh.grad = begun.grad = None  # the step is taken
+    fresh.grad = begun.grad = None  # as after an optimizer step
     shared.bind_gradients()
     assert fresh.grad.tolist() == begun.grad.tolist() == [0, 0]
     assert len(shared.states) >= 128 and len(shared.states) % 128 == 0

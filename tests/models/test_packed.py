@@ -1,4 +1,4 @@
-"""Packed weights: the same numbers to the last bit, for a layer and for a whole model."""
+"""Packed weights give bit-equal results, for a layer and for a whole model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token embeddings that stay in the host's memory give the same states, and are left alone where they are needed."""
+"""Token embeddings kept in host memory give the same states; they stay on the GPU if they are needed there."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_kernel(device: str) -> None:
 
 
 def test_the_kernel_interpreted() -> None:
-    """Triton's interpreter runs the kernel on a CPU, where Triton is installed."""
+    """Run the kernel on a CPU with Triton's interpreter, if Triton is installed."""
     check_interpreted(__file__, "test.check_kernel('cpu')")
 
 

@@ -1,4 +1,4 @@
-"""Sources against real hubs in small: HTTP servers on 127.0.0.1 that speak what the two SDKs ask."""
+"""Downloads of models, with local HTTP servers that answer the requests of both hubs' clients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMIT = "1" * 40
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves the files of `folder` as owner/tiny on both hubs; `corrupt` names are sent with a byte changed."""
+    """Serves the files of `folder` as owner/tiny on both hubs; files in `corrupt` are sent with one byte changed."""
 
     daemon_threads = True
     block_on_close = False
@@ -38,15 +38,15 @@ class HubServer(ThreadingHTTPServer):
         self.folder = folder
         self.corrupt: set[str] = set()
         self.broken: set[str] = set()
-        self.times: dict[str, int] = {}  # how often a name is still to be corrupt or broken; for ever when absent
-        self.delay = 0.0  # seconds before every piece of a file
+        self.times: dict[str, int] = {}  # how often a file is still corrupt or broken; without an entry, always
+        self.delay = 0.0  # seconds before each piece of a file
         self.commit = COMMIT
         self.fetched: list[str] = []
-        self.ranges: list[int] = []  # where the requests for a part began
+        self.ranges: list[int] = []  # first bytes of the requests for a part
         self.revisions: list[str] = []
 
     def is_due(self, name: str, names: set[str]) -> bool:
-        """Whether the next answer for `name` is to be wrong."""
+        """Whether the next answer for `name` must be wrong; counts down."""
         if name in names and self.times.get(name, 1):
             if name in self.times:
                 self.times[name] -= 1
@@ -109,7 +109,7 @@ class HubHandler(BaseHTTPRequestHandler):
         oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": oid}
         if name.endswith((".safetensors", ".bin")):
-            # on the wire an LFS entry's hash is `oid` in a tree and `sha256` among siblings
+            # The hash of an LFS entry is `oid` in a tree and `sha256` among siblings.
             digest = self.server.digest(name)
             entry["lfs"] = {"oid": digest, "sha256": digest, "size": len(data), "pointerSize": 130}
         return entry
@@ -117,7 +117,7 @@ class HubHandler(BaseHTTPRequestHandler):
     def modelscope(self, name: str) -> dict[str, Any]:
         size = (self.server.folder / name).stat().st_size
         entry = {"Name": name, "Path": name, "Type": "blob", "Size": size, "Sha256": self.server.digest(name)}
-        older = {"Revision": "0" * 40, "CommittedDate": 1}  # the hub says of every file which commit changed it last
+        older = {"Revision": "0" * 40, "CommittedDate": 1}  # each file has the commit that changed it last
         latest = {"Revision": self.server.commit, "CommittedDate": 2}
         return entry | (latest if name == "model.safetensors" else older)
 
@@ -160,14 +160,14 @@ class HubHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import modelscope  # noqa: F401  its log handler keeps the stderr that it is born with: not a single test's
+    import modelscope  # noqa: F401  its log handler keeps the stderr of its import: not that of a single test
 
     return save_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture
 def server(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub of its own, with empty caches of its own."""
+    """A hub with empty caches of its own."""
     import huggingface_hub.constants
     from modelscope_hub.config import set_default_config
 
@@ -181,8 +181,8 @@ def server(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
     monkeypatch.setenv("SPANTUNE_CACHE", str(tmp_path / "spantune"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))  # read when imported
-    set_default_config(None)  # read once a process
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))  # read at import
+    set_default_config(None)  # read once per process
     yield running
     set_default_config(None)
     running.shutdown()
@@ -192,7 +192,7 @@ def server(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def no_network(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Call it to make both hubs refuse connections from then on."""
+    """A function after whose call both hubs refuse connections."""
 
     def cut() -> None:
         with socket.socket() as free:
@@ -256,7 +256,7 @@ def test_what_came_corrupt_once_is_fetched_once_more(
 def test_a_dropped_connection_goes_on_where_it_was(
     source: str, server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)  # it keeps whole chunks of 10 MB else
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)  # else whole chunks of 10 MB
     server.broken = {"model.safetensors"}
     server.times = {"model.safetensors": 2}
     folder = sources.resolve(source)
@@ -277,7 +277,7 @@ def test_a_listing_that_does_not_come_is_given_up(server: HubServer, monkeypatch
     monkeypatch.setattr(hubs, "TIMEOUT_SECONDS", 0.2)
     sources.resolve("hf:owner/tiny")
     server.delay = 1.0
-    monkeypatch.setattr(sources, "_reachable", lambda prefix: True)  # which the same delay would answer
+    monkeypatch.setattr(sources, "_reachable", lambda prefix: True)  # else the same delay would apply
     with pytest.raises(ModelError, match=r"the download failed .*run again"):
         sources.resolve("hf:owner/tiny")
 
@@ -307,12 +307,12 @@ def test_a_pinned_source_never_means_what_came_later(
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    path.write_bytes(data)  # as another tool leaves it that fetched a newer model of the same size
+    path.write_bytes(data)  # as if another tool had fetched a newer model of the same size
     no_network()
     with pytest.raises(ModelError, match="The copy in its cache is incomplete"):
         sources.resolve(pinned)
     data[-1] ^= 1
-    path.write_bytes(data)  # the same content at another time is the same
+    path.write_bytes(data)  # the content is the same again, only the time differs
     assert sources.resolve(pinned) == folder
 
 

@@ -1,4 +1,4 @@
-"""The head against its formula written out, in any autocast, at any place of a text, saved and loaded."""
+"""The span head equals its formula, with any autocast and at any place of a text; and it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_band_is_the_diagonals_of_the_product(width: int) -> None:
 
 
 def by_formula(made: SpanHead, states: Tensor, own: Tensor, before: list[int], after: list[int]) -> Tensor:
-    """The logits [characters, characters, types] of one text, from first to last character, span by span."""
+    """Return the logits [characters, characters, types] of one text, by first and last character, span by span."""
     size = len(states)
     normed = layer_norm(states, states.shape[-1:], made.norm.weight, made.norm.bias)
     row = normed @ made.state.weight.T + made.state.bias + layer_norm(own, own.shape[-1:]) @ made.own.weight.T
@@ -76,7 +76,7 @@ def by_formula(made: SpanHead, states: Tensor, own: Tensor, before: list[int], a
 @pytest.mark.parametrize("types", ["names", "learnt"])
 @pytest.mark.parametrize("convolution", [0, 1, 5])
 def test_logits_are_those_of_the_formula_text_by_text(types: str, convolution: int) -> None:
-    """Of each text by itself, though the texts of the pack stand one after another."""
+    """Each text has the logits that it has alone, although the texts of the pack follow each other."""
     settings = spans_settings(types=types, convolution=convolution, longest=7)
     made = head(types=types, convolution=convolution, longest=7)
     pack = span_pack(span_encoder(settings), [document.with_entities(()) for document in DOCUMENTS])
@@ -180,7 +180,7 @@ def test_a_head_is_saved_and_loaded_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_threshold_that_is_the_score_of_a_candidate_lets_it_pass() -> None:
-    """The logit of its probability is the same number again, though it is kept in float32."""
+    """The threshold is kept as a float32 logit; this must be exactly the logit of the candidate."""
     made = head()
     for logit in torch.linspace(-3, 13, 500).tolist():
         kept = torch.tensor(logit, dtype=torch.float32)
@@ -248,7 +248,7 @@ def test_a_configuration_of_no_head(saved: Path, values: dict[str, Any]) -> None
 
 
 def test_a_head_of_other_labels_or_of_another_model(saved: Path) -> None:
-    labels = (Label(code="sym"), Label(code="dis"))  # the same, in another order
+    labels = (Label(code="sym"), Label(code="dis"))  # the same labels in another order
     with pytest.raises(ModelError, match="the head reads the labels dis, sym, and the task has sym, dis"):
         read_head_config(saved, TASK.model_copy(update={"labels": labels}))
     with pytest.raises(ModelError, match=r"hidden size 32 and 2 layers, and this has 32 and 3"):

@@ -1,4 +1,4 @@
-"""Packs of texts that are read: each text has the logits and gradients that it has by itself."""
+"""Packs of texts that are read: each text has the logits and gradients that it has alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VIEWS = ["whole", "twice", "causal"]
 
 
 def logits_by_text(model: Any, encoder: SpanEncoder, documents: Sequence[Document]) -> list[Tensor]:
-    """The logits [characters, width, types] of each text in one pack."""
+    """Return the logits [characters, width, types] of each text; all texts are in one pack."""
     pack = span_pack(encoder, documents)
     with torch.no_grad():
         return by_example(logits_of(model, pack), pack, [len(document.text) for document in documents])
@@ -86,14 +86,14 @@ def test_packs_by_their_spans_are_packs_under_the_mask(view: str, instruction: b
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("family", ["phi3", "gemma3_text"])
 def test_no_text_sees_another(family: str, view: str) -> None:
-    """Not by attention, and not by the convolution: bit-equal, with the last text changed, and with the first."""
+    """Attention and convolution stay in a text: its logits are bit-equal if the last or the first text changes."""
     settings = spans_settings(view=view)
     model, encoder = reader(family, settings), span_encoder(settings, byte_tokenizer())
     texts = ["abcde it", "entity", "xyz 肺炎"]
     before = logits_by_text(model, encoder, [Document("?", text) for text in texts])
     for changed in range(3):
         others = [*texts]
-        others[changed] = others[changed].translate(str.maketrans("aeny", "bfox"))  # as many tokens
+        others[changed] = others[changed].translate(str.maketrans("aeny", "bfox"))  # the number of tokens is the same
         after = logits_by_text(model, encoder, [Document("?", text) for text in others])
         for number in range(3):
             assert torch.equal(before[number], after[number]) is (number != changed)
@@ -109,7 +109,7 @@ def test_the_order_of_documents_does_not_matter() -> None:
 
 
 def moved_by(family: str, view: str, changed: int, **sizes: Any) -> list[int]:
-    """The characters of a text of 20 whose logit changes with the character at `changed`."""
+    """Return the characters of a text of 20 whose logits change with the character at `changed`."""
     settings = spans_settings(view=view, convolution=0, longest=1)
     model = reader(family, settings, **sizes)
     encoder = span_encoder(settings, byte_tokenizer())
@@ -143,7 +143,7 @@ def test_a_convolution_sees_the_characters_around_in_causal_order_too() -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_logits_are_the_head_s_over_the_states_of_transformers(view: str) -> None:
-    """One text through the plain model: in causal order, or with a mask in which all but the first token see all."""
+    """One text through the plain model, causally or with a mask by which all tokens but the first see everything."""
     settings = spans_settings(view=view)
     model, encoder = reader("phi3", settings), span_encoder(settings)
     document = Document("?", 'abc "肺炎" entity')
@@ -171,7 +171,7 @@ def test_the_layout_of_a_pack() -> None:
     assert pack.owner.tolist() == [PREFIX] + [1] * 5 + [3]
     assert pack.positions.tolist() == [0, 1, 2, 3, 4, 5, 1]
     assert pack.reach is not None and pack.reach.tolist() == [0, 5, 5, 5, 5, 5, 1]
-    assert pack.token.tolist() == [1, 2, 5, 0, 0, 0, 0, 6]  # two characters between two texts
+    assert pack.token.tolist() == [1, 2, 5, 0, 0, 0, 0, 6]  # two characters are between the texts
     assert pack.place.tolist() == [0, 1, 2, 0, 0, 0, 0, 0]
     assert pack.room.tolist() == [3, 2, 1, 0, 0, 0, 0, 1]
     assert pack.starts.tolist() == [0, 5, 7]
@@ -180,7 +180,7 @@ def test_the_layout_of_a_pack() -> None:
 
 
 def test_characters_of_a_text_without_tokens_stay_at_the_prefix() -> None:
-    """Spaces that a tokenizer leaves out have no token of their own, and may not take one of another text."""
+    """Spaces that a tokenizer drops have no token of their own and must not get one of another text."""
     characters = Characters(token=(1, 1), before=(0, 0), after=(0, 0), own=(5, 5))
     spaces = SpanExample("spaces", (8, 9), 2, characters)
     word = SpanExample("word", (8, 9, 7), 2, Characters((2,), (0,), (0,), (7,)))

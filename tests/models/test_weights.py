@@ -1,4 +1,4 @@
-"""Every weight of a base model is that of its checkpoint and finite, or the model is not loaded."""
+"""A base model is loaded only if every weight is that of its checkpoint and is finite."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NORM, DOWN = "model.layers.1.input_layernorm.weight", "model.layers.0.mlp.down_p
 
 @pytest.fixture
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that may be damaged."""
+    """A copy of the tiny model, which the test may damage."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 

@@ -1,4 +1,4 @@
-"""Charts: sound SVG without scripts or colours of its own, values where they belong, and odd runs not breaking them."""
+"""Charts: valid SVG without scripts or fixed colours, values at their places, and unusual runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spantune.report.charts import MOST, Chart, bars_chart, f1_chart, loss_chart
 
 
 def paths(chart: Chart, series: int) -> list[list[tuple[float, float]]]:
-    """The points of every unbroken line of a series."""
+    """Return the points of each unbroken line of a series."""
     found = re.search(rf'class="series serie-{series} [^>]*?(?:/>|>(.*?)</g>)', chart.svg, re.DOTALL)
     assert found
     drawn = re.findall(r'd="M([^"v]*)"', found[1] or "")
@@ -89,7 +89,7 @@ def test_bars_are_in_order_in_the_page_s_colours_with_intervals_and_escaped_name
     ]
     (ci,) = [one for one in root.iter("g") if one.get("class") == "ci"]
     ends = [float(x) for x in re.findall(r"[ML]([\d.]+) ", ci[0].get("d", ""))]
-    left, bar = (float(bars[2][0].get(name, "")) for name in ("x", "width"))  # of dis, F1 50
+    left, bar = (float(bars[2][0].get(name, "")) for name in ("x", "width"))  # the bar of dis, F1 50
     assert [(end - left) / bar for end in (min(ends), max(ends))] == pytest.approx([0.6, 1.4])
     widths = [float(rect.get("width", "0")) for bar in bars for rect in bar.iter("rect")]
     assert widths[2] == pytest.approx(5 * widths[1]) and widths[0] == 0

@@ -1,4 +1,4 @@
-"""The report of several systems: figures side by side, their differences, and the documents where they differ."""
+"""The report of several systems: their figures, the differences, and the documents in which they differ."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def systems() -> list[System]:
 
 
 def comparison() -> Comparison:
-    """The comparison of `systems`, with figures of its difference that are easy to find."""
+    """The comparison of `systems`, with values of the difference that are easy to find."""
     found = compare(systems(), list(LABELS), resamples=50)
     gaps = {"dis": Gap(-0.5, -0.7, -0.3, 0.0001, 0.0002)}
     difference = replace(found.differences[0], micro=Gap(0.123, -0.01, 0.25, 0.02, 0.04), labels=gaps)
@@ -71,7 +71,7 @@ def test_figures_differences_and_sentence_are_shown_escaped(tmp_path: Path) -> N
         "<title>all: +12.3 (\u22121 to +25)</title>",
     ):
         assert shown in markup
-    assert markup.count("✓</span>") == 1  # the gap of dis is real, that of all is not
+    assert markup.count("✓</span>") == 1  # the difference of dis is significant, that of all labels is not
     chips = re.findall(r'data-place="(\d+)"><b>([^<]+)</b>', markup)
     assert [chip for chip in chips if chip[1] not in LABELS] == [
         ("0", "correct"), ("2", "boundary"), ("4", "missed"), ("5", "spurious"),

@@ -1,4 +1,4 @@
-"""The page to look through a corpus: complete, self-contained, nothing in a text runs, and the filters filter."""
+"""The page that shows a corpus: complete, self-contained, no text is executed, and the filters work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVIL = (
 
 
 def corpus() -> list[Document]:
-    """120 documents: 40 with nested entities, 40 with a flat one, 40 with none, the first of them evil."""
+    """120 documents: 40 with nested entities, 40 with one flat entity, 40 without; the first has hostile text."""
     documents = [
         Document("evil</script>", EVIL, (Entity(0, 9, "<b>x</b>"), Entity(2, 8, "bod"), Entity(5, 20, "dis"))),
         *(Document(f"n{n}", f"腹部胀痛第{n}例", (Entity(0, 4, "sym"), Entity(0, 2, "bod"))) for n in range(39)),
@@ -92,7 +92,7 @@ def test_colours_and_names_are_those_of_the_task_else_of_the_sorted_labels(tmp_p
 
 
 def chips(markup: str) -> list[tuple[str, str, str]]:
-    """Colour, code and name of the labels of the filter."""
+    """Return colour, code and name of each label of the filter."""
     return re.findall(r'class="chip entity-(\d+)">.*?<b>(\w+)</b>(?: <span>([a-z]+)</span>)?', markup)
 
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 
 # --- in a browser --------------------------------------------------------------------------------------------------
 
-# Drives the page as a reader would and leaves what was seen in the title's place, for --dump-dom.
+# A script that uses the page as a reader would, and leaves its results in the page for --dump-dom.
 DRIVE = """
 const seen = [];
 const note = (name) => seen.push([name, document.querySelector(".place").textContent, list.children.length,

@@ -1,4 +1,4 @@
-"""The page of an extraction: complete, escaped, in the colours of the task, and with a threshold that hides."""
+"""The page of an extraction: complete, escaped, in the task's colours, and with a threshold that hides entities."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VIEW = ExtractionView(
 
 
 def extractions() -> list[Extraction]:
-    """60 documents with a `dis` of falling score, one that failed, and one with a label and a text that are odd."""
+    """60 documents with a `dis` of falling score, one that failed, and one with unusual label and text."""
     made = []
     for number in range(60):
         entity = Entity(0, 3, "dis", 0.99 - number / 100)
@@ -100,7 +100,7 @@ def test_the_view_of_a_run_has_its_names_thresholds_and_facts(tmp_path: Path) ->
         {"bod": 0.4},
     )
     assert view.head["model"] == "x (auto), LoRA of rank 16" and view.head["spantune"] == "1.2"
-    assert "device" not in view.head  # it was trained there
+    assert "device" not in view.head  # the run's device is that of training
     assert ExtractionView.of_run(tmp_path, 0.0).threshold is None
     assert replace(view, threshold=None, label_thresholds={}).sentence.endswith("so the slider begins at 0.")
 

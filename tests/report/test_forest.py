@@ -1,4 +1,4 @@
-"""The forest plot of a comparison: every gap at its place, the zero line, and what cannot be said."""
+"""The forest plot of a comparison: the place of every difference, the zero line, and what cannot be computed."""
 
 from __future__ import annotations
 

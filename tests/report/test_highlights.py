@@ -1,4 +1,4 @@
-"""The errors that a report shows first: which are chosen, in which order, and what is said of them."""
+"""The errors that a report shows first: which are chosen, in which order, and the reasons given."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_ten_are_chosen_and_of_one_kind_and_label_two_while_there_are_others() -
     assert len(errors) == MOST_ERRORS == 10
     assert [error.document for error in errors] == [*(f"s{n}" for n in range(9)), "type"]
     assert "Predicted as dis with score 0.30; gold has bod." in errors[-1].reason
-    assert "training" not in errors[-1].reason  # nothing is known of it
+    assert "training" not in errors[-1].reason  # without training documents there is no such reason
 
 
 def test_gold_is_doubtful_where_it_lacks_a_prediction_of_a_high_score() -> None:

@@ -1,4 +1,4 @@
-"""The growing report: figures of a record that grows, is begun anew or torn; time left; markup that escapes all."""
+"""The growing report: values from a record that grows, restarts or is damaged; time left; escaped markup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_record_is_read_as_it_grows_and_anew_after_a_resume(tmp_path: Path) ->
     progress = watched.progress()
     assert [number for number, _ in progress.loss] == [1, 2, 3] and progress.best == (3, 0.5, 0.25, 0.9)
     assert progress.as_dict()["loss"] is None and progress.as_dict()["f1"] == 0.5
-    (folder / "metrics.jsonl").rename(folder / "old")  # as a resume writes it: another file
+    (folder / "metrics.jsonl").rename(folder / "old")  # a resume writes a new file
     record(folder, step(1))
     assert watched.progress().loss == ((1, 1.0),) and watched.progress().best is None
 
@@ -30,16 +30,16 @@ def test_a_record_is_read_as_it_grows_and_anew_after_a_resume(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("train", "steps", "left"),
     [
-        ({"epochs": 0.8}, 8, 3.0 + 4.0),  # 4 steps of 0.5 s and an evaluation of 2 s, once more, and the closing one
+        ({"epochs": 0.8}, 8, 3.0 + 4.0),  # left: 4 steps of 0.5 s, an evaluation of 2 s, and the last one of 3 s
         ({"max_steps": 5}, 5, 1.0 + 3.0),
-        ({"max_minutes": 0.05, "epochs": 100}, 6, 2.0 + 3.0),  # 2 of 3 seconds
+        ({"max_minutes": 0.05, "epochs": 100}, 6, 2.0 + 3.0),  # 2 of 3 seconds have passed
     ],
 )
 def test_the_time_left_follows_what_ends_the_run(tmp_path: Path, train: Any, steps: int, left: float) -> None:
     folder = begun(tmp_path / "run", **train)
     record(folder, {"step": 0, "split": "test", "f1": 0.0, "evaluation_seconds": 3.0})
     record(folder, *map(step, range(1, 5)), dev(4, 0.5))
-    assert WatchedRun(folder).progress().seconds_left is None  # it does not train
+    assert WatchedRun(folder).progress().seconds_left is None  # no training is running
     with file_lock(folder / "run.lock"):
         progress = WatchedRun(folder).progress()
     assert progress.state == "running" and (progress.step, progress.steps) == (4, steps)
@@ -50,7 +50,7 @@ def test_a_run_shows_its_curves_lines_and_how_to_go_on_with_all_text_escaped(tmp
     folder = begun(tmp_path / "run")
     record(folder, *map(step, range(1, 5)), dev(4, 0.5))
     (folder / "run.log").write_text("".join(f"line {number} <script>alert(1)</script>\n" for number in range(2000)))
-    (folder / "run.lock").write_text("4242\n")  # as a killed process leaves it
+    (folder / "run.lock").write_text("4242\n")  # as after a killed process
     state = Watch(folder).state()
     body = str(state["body"])
     assert state["title"] == "killed · run" and state["report"] is None

@@ -1,4 +1,4 @@
-"""The server of the growing report, by real HTTP: what it answers, to whom, and with which policy; and in a browser."""
+"""The server of the growing report over real HTTP: its answers, allowed hosts and policy; and in a browser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[LiveServer]:
 def asked(
     server: LiveServer, path: str, method: str = "GET", host: str | None = None
 ) -> tuple[int, dict[str, str], str]:
-    """Status, headers and text of an answer."""
+    """Return status, headers and text of an answer."""
     port = int(server.url.rpartition(":")[2].strip("/"))
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request(method, path, headers={"Host": host or f"127.0.0.1:{port}"})
@@ -47,7 +47,7 @@ def asked(
 def test_the_page_and_its_state(server: LiveServer) -> None:
     status, headers, page = asked(server, "/")
     assert status == 200 and "spantune watch" in page and "frame-ancestors 'none'" in headers["Content-Security-Policy"]
-    assert re.findall(r"(?:src|href)=\"?(?!data:)[^ >]*//", page) == []  # loads nothing from anywhere
+    assert re.findall(r"(?:src|href)=\"?(?!data:)[^ >]*//", page) == []  # nothing is loaded from elsewhere
     assert "script-src &#39;sha256-" in page or "script-src 'sha256-" in page
     state = json.loads(asked(server, "/state.json")[2])
     assert state["runs"][0]["f1"] == 0.5 and state["runs"][0]["step"] == 4 and "<svg" in state["body"]
@@ -83,7 +83,7 @@ def test_other_paths_are_not_found(server: LiveServer, path: str) -> None:
 def test_other_names_of_this_machine_and_other_methods_are_refused(server: LiveServer) -> None:
     for host in ("evil.example", "evil.example:80", "[::2]", "[", "127.0.0.1.evil.example", "@", ""):
         assert asked(server, "/state.json", host=host or "x")[0] == 403
-    assert asked(server, "/", host="localhost:9000")[0] == 200  # a port that was forwarded
+    assert asked(server, "/", host="localhost:9000")[0] == 200  # a forwarded port
     assert asked(server, "/", method="POST")[0] == 501
 
 
@@ -92,7 +92,7 @@ def test_a_reader_that_goes_away_or_does_not_read_disturbs_nobody(
 ) -> None:
     (tmp_path / "runs" / "run" / "report.html").write_text("x" * 10**7, encoding="utf-8")
     place = ("127.0.0.1", int(server.url.rpartition(":")[2].strip("/")))
-    others = set(threading.enumerate())  # servers of other tests may be there
+    others = set(threading.enumerate())  # servers of other tests may run
     with socket.create_connection(place) as stalled:
         stalled.sendall(b"GET /report/run HTTP/1.1\r\nHost: localhost\r\n\r\n")
         stalled.recv(1)  # the report is being sent, and is not read further
@@ -116,7 +116,7 @@ def test_a_browser_that_goes_away_prints_nothing(server: LiveServer, capfd: pyte
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", port)) as browser:
             browser.sendall(b"GET /state.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
-            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes at once
+            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
     assert asked(server, "/state.json")[0] == 200
     assert capfd.readouterr().err == ""
 

@@ -1,4 +1,4 @@
-"""The report of a run from its folder alone: what it reads, what it works out, and when it refuses."""
+"""The report of a run, made from its folder alone: what is read, what is computed, and when it is refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RATES = {"invalid_rate": 0.25, "ungrounded_rate": 0.0, "non_stop_rate": 0.125}
 
 
 def predicted(gold: Sequence[Document], right: int) -> list[Document]:
-    """The first `right` documents as gold has them, the others with an entity too long; scores fall."""
+    """Return the first `right` documents as gold, the others with an entity that is too long; scores fall."""
     made = []
     for number, document in enumerate(gold):
         entities = [replace(entity, score=0.9 - number / 10) for entity in document.entities]
@@ -124,7 +124,7 @@ def test_the_page_has_curves_cost_speed_names_recipe_and_environment(run: Path) 
     report_run(run)
     shown = page(run)
     for part in (
-        "<td>6.7%</td>",  # two evaluations of 3 s and 90 s of training; the one without F1 counts as none
+        "<td>6.7%</td>",  # two evaluations of 3 s and 90 s of training; the one without F1 does not count
         "<td>10.00</td>",
         "<td>20, F1 50.0 on 5 dev documents</td>",
         "3 points; loss 2 at step 5, 0.5 at step 20; 1 not a finite number",

@@ -1,4 +1,4 @@
-"""The report page: well formed, self-contained, escaped, complete, and not broken by odd runs."""
+"""The report page: well formed, self-contained, escaped and complete, also for unusual runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVIL = "<script>alert(1)</script> see https://example.org/x.js & \u80ba\u764c\n\
 
 
 class Page(HTMLParser):
-    """Reads a page: balanced elements, attributes, the text, and the text of each drawn document."""
+    """Parses a page: balanced elements, attributes, the text, and the text of each annotated document."""
 
     def __init__(self, markup: str) -> None:
         super().__init__(convert_charrefs=True)

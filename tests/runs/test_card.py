@@ -1,4 +1,4 @@
-"""An adapter's card says what it is for, and nothing of the machine that it was trained on."""
+"""An adapter's model card states its purpose, and nothing about the machine on which it was trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or passed over, the best and the last are never pruned, a full disk costs no earlier one."""
+"""An incomplete checkpoint is ignored, the best and the last are never deleted, a full disk keeps the earlier ones."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
 
 
 def test_newest_is_by_number_whatever_the_files_say(tmp_path: Path) -> None:
-    checkpoints = written(tmp_path, 12, 4)  # as if the machine's time had been set back in between
+    checkpoints = written(tmp_path, 12, 4)  # as if the clock had been set back in between
     (tmp_path / "checkpoint-tmp").mkdir()
     assert checkpoints.newest() == tmp_path / "checkpoint-12"
 
@@ -97,7 +97,7 @@ def test_what_is_being_removed_has_lost_its_name(tmp_path: Path, monkeypatch: py
     remove = shutil.rmtree
 
     def killed_half_way(path: Path, ignore_errors: bool = False) -> None:
-        if (path / MANIFEST).is_file():  # a whole checkpoint: take one file, and end as a kill does
+        if (path / MANIFEST).is_file():  # a complete checkpoint: remove one file and exit, as a kill would
             (path / "adapter.bin").unlink()
             raise KeyboardInterrupt
         remove(path, ignore_errors=ignore_errors)

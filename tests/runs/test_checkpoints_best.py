@@ -1,4 +1,4 @@
-"""`adapter/` is whole, of the best evaluation on record, and survives a full disk and a resume from earlier."""
+"""`adapter/` is complete, is that of the best recorded evaluation, and survives a full disk and a resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from spantune.runs import BestAdapter, Checkpoints
 
 
 class Training:
-    """A model whose adapter is set to a number a step, with its checkpoints."""
+    """A model whose adapter is set to the number of the step, with its checkpoints."""
 
     def __init__(self, folder: Path):
         self.folder, self.model = folder, adapted("llama")
@@ -47,7 +47,7 @@ class Training:
 
     @property
     def kept(self) -> int:
-        """The number that the adapter on the disk is filled with; whole, and as its evaluation says."""
+        """The number in the adapter on the disk, after checking that it is complete and equals its evaluation."""
         folder = self.folder / "adapter"
         weights = load_file(folder / "adapter_model.safetensors")
         assert weights.keys() == get_peft_model_state_dict(self.model).keys()
@@ -76,7 +76,7 @@ def test_the_best_is_kept_and_the_later_of_equals(tmp_path: Path) -> None:
     [
         ({"s2": 0.3, "s4": 0.5, "s6": 0.4}, 4),
         ({"s2": 0.3, "s4": 0.5}, 4),
-        ({"s2": 0.3}, 2),  # the later ones have been taken back
+        ({"s2": 0.3}, 2),  # later evaluations were removed by the resume
         ({"s2": 0.5, "s4": 0.5, "s6": 0.1}, 4),
     ],
 )

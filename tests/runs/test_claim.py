@@ -1,4 +1,4 @@
-"""A claim ends with its process, and the lock file says how the process ended."""
+"""A claim of a run folder ends with its process, and the lock file says how the process ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions of `spantune evaluate`: two inputs never share a file, and what a file is of is found again."""
+"""Predictions of `spantune evaluate`: two inputs never share a file, and the input of a file can be found again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_inputs_of_one_name_have_files_of_their_own(tmp_path: Path) -> None:
     third = named(run, str(tmp_path / "a" / "test.jsonl"), TWO)  # the file has changed
     assert first == "test.jsonl" and len({first, second, third}) == 3
     assert second.startswith("test.") and second.endswith(".jsonl")
-    assert named(run, str(tmp_path / "a" / "x" / ".." / "test.jsonl"), ONE) == first  # the very same input
+    assert named(run, str(tmp_path / "a" / "x" / ".." / "test.jsonl"), ONE) == first  # the same input by another path
     assert [(entry.file, entry.documents) for entry in evaluated(run)] == [(second, 1), (third, 1), (first, 1)]
     assert predictions_for(run, ONE) == run / "predictions" / first
     assert predictions_for(run, TWO) == run / "predictions" / third

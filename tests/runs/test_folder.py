@@ -1,4 +1,4 @@
-"""A run folder is made once, says what made it, and is never written over."""
+"""A run folder is made once, records what made it, and is never overwritten."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_run_to_go_on_with_is_where_its_folder_is_now(tmp_path: Path) -> None:
     (tmp_path / "before" / "one").rename(tmp_path / "moved")
     found = resume_recipe(tmp_path / "moved")
     assert found.run_folder == tmp_path / "moved" and found.run.seed == 7
-    assert found == parse_config(found.model_dump())  # still of the types that a recipe has
+    assert found == parse_config(found.model_dump())  # the types are still those of a recipe
 
 
 def test_a_finished_run_and_no_run_cannot_be_gone_on_with(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture(scope="module")
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with an adapter; not to be changed."""
+    """A run with an adapter; tests must not change it."""
     return save_run(tmp_path_factory.mktemp("runs") / "run", tiny_folder)
 
 
@@ -227,7 +227,7 @@ def test_an_adapter_that_was_changed_is_refused_or_accepted_in_words(
         folder.adapter_task()
     assert f"{folder.adapter} was changed after training: {said}" in str(caught.value)
     assert "--accept-changes (in Python accept_changes=True)" in str(caught.value)
-    with contextlib.suppress(RunError):  # a label of the adapter that the run does not have is refused all the same
+    with contextlib.suppress(RunError):  # a label that the run does not have is still refused
         folder.adapter_task(accept_changes=True)
     (message,) = caplog.messages
     assert f"{folder.adapter} was changed after training, which is accepted: {said}" in message
@@ -308,7 +308,7 @@ def test_relative_paths_of_a_recipe_are_found_from_any_folder(tmp_path: Path, mo
     assert (run.data().dev, run.data().test) == (None, "bundled:clinical-zh-test")
     assert run.model().source == run.resume_config().model.source == str(project / "base")
     assert run.config() == wanted
-    (elsewhere / "notes.jsonl").write_text("{}")  # what is here comes first
+    (elsewhere / "notes.jsonl").write_text("{}")  # a file in the current folder comes first
     assert run.data().train == ("notes.jsonl", "gone.jsonl")
     moved = run.path.rename(run.path.with_name("two"))
     assert RunFolder(moved).model().source == str(project / "base")

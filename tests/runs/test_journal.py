@@ -1,4 +1,4 @@
-"""Lines are on the disk at once and whole, and a full disk delays them without losing one."""
+"""Lines are on the disk at once and complete; a full disk delays lines and loses none."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_line_survives_the_death_of_its_process(tmp_path: Path) -> None:
 
 
 def fill(disk: Path) -> Path:
-    """Leave no room on a disk."""
+    """Fill the disk completely."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
@@ -61,7 +61,7 @@ def test_a_full_disk_delays_lines_and_loses_none(
     journal = Journal(path)
     journal.append("first")
     filler = fill(path.parent)
-    wanted = ["first", *(f"{number} " + "x" * 3000 for number in range(5))]  # more than the page in use can take
+    wanted = ["first", *(f"{number} " + "x" * 3000 for number in range(5))]  # longer than the rest of a page
     for line in wanted[1:]:
         journal.append(line)
     assert path.read_text().count("\n") < 6
@@ -79,5 +79,5 @@ def test_lines_that_are_lost_at_the_end_are_an_error(small_disk: Callable[[int],
     journal.append("x" * 5000)
     with pytest.raises(OSError, match="the last 1 lines could not be written and are lost"):
         journal.close()
-    journal.close()  # a second time is nothing
+    journal.close()  # closing twice does nothing
     assert os.path.exists(path)

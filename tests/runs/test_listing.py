@@ -1,4 +1,4 @@
-"""Runs side by side: read from their folders alone, filtered, sorted, compared, exported; the damaged too."""
+"""A table of runs from their folders alone: filtered, sorted, compared and exported, with damaged runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def figures(f1: float) -> dict[str, float]:
 
 
 def write_run(folder: Path, lines: list[dict[str, Any]], finished: bool = True, **changes: dict[str, Any]) -> Path:
-    """A run folder with the given lines."""
+    """Write a run folder with these lines of metrics.jsonl."""
     content: dict[str, dict[str, Any]] = {
         "run": {"name": folder.name, "folder": str(folder.parent)},
         "model": {"source": "hf:owner/small"},
@@ -51,7 +51,7 @@ def write_run(folder: Path, lines: list[dict[str, Any]], finished: bool = True, 
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Path:
-    """Four runs: finished twice, stopped, damaged; and what is no run."""
+    """Four runs (two finished, one stopped, one damaged) and a folder that is no run."""
     before, folder = line(0, "test", 1000.0, **figures(0.1)), tmp_path / "runs"
     training = [line(step, "train", 1000.0 + step, step_ms=500.0, loss=1.0) for step in (1, 2, 3, 4)]
     write_run(folder / "first", [before, *training, line(4, "dev", 1010.0, **figures(0.9)),

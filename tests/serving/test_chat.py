@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` as OpenAI's clients call it."""
+"""`/v1/chat/completions`, called as OpenAI's clients call it."""
 
 from __future__ import annotations
 

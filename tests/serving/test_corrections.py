@@ -1,3 +1,5 @@
+"""Corrections by people: which are accepted, how they are stored and read back, and their use as a corpus."""
+
 from __future__ import annotations
 
 import json
@@ -34,7 +36,7 @@ def test_a_line_says_what_was_corrected_and_what_had_been_predicted(tmp_path: Pa
     assert line == {
         "id": "a",
         "text": "肺炎😀咳嗽",
-        "entities": [{"start": 3, "end": 5, "label": "sym", "text": "咳嗽"}],  # a person's word has no score
+        "entities": [{"start": 3, "end": 5, "label": "sym", "text": "咳嗽"}],  # a person's annotation has no score
         "meta": {
             "model": "demo",
             "fingerprint": "0123456789ab",
@@ -71,9 +73,9 @@ def test_a_half_written_last_line_is_moved_aside(tmp_path: Path, already_open: b
     store = Corrections(tmp_path)
     store.append([correction("one")])
     whole = (tmp_path / FILE).read_bytes()
-    half = '{"id": "two", "text": "肺'.encode()[:-1] + b"x" * 70_000  # longer than what is searched at once
+    half = '{"id": "two", "text": "肺'.encode()[:-1] + b"x" * 70_000  # longer than the block that is searched at once
     (tmp_path / FILE).write_bytes(whole + half)
-    assert b"".join(store.stream()) == whole  # what is half-written is not handed out either
+    assert b"".join(store.stream()) == whole  # the incomplete line is not streamed
     if not already_open:
         store = Corrections(tmp_path)
         assert (tmp_path / FILE).read_bytes() == whole
@@ -149,7 +151,7 @@ def test_reading_takes_the_last_correction_of_a_text_and_none_that_was_withdrawn
         "a b": (Entity(2, 3, "sym"),),
         "other": (),
         "third": (),
-        "c d": (Entity(0, 1, "dis"),),  # the other annotator's, whose annotation is still there
+        "c d": (Entity(0, 1, "dis"),),  # it is the annotation of another annotator, and still exists
     }
     assert [document.id for document in corpus.documents if document.text in ("other", "third")] == ["x", "x-2"]
     assert corpus.notes["correction withdrawn"] == 1

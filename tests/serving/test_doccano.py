@@ -1,4 +1,4 @@
-"""doccano's custom REST request: its template in the docs, over the answer of `/v1/extract`."""
+"""doccano's custom REST request: the template in the documentation, applied to an answer of `/v1/extract`."""
 
 from __future__ import annotations
 

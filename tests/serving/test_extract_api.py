@@ -16,7 +16,7 @@ TEXTS = ["痨", "未见异常。", "疮痈"]
 
 
 def spans(entities: list[dict[str, Any]]) -> list[tuple[int, int, str, str]]:
-    """What does not depend on which texts share a pass: all but the last digits of the scores."""
+    """Return the entities without scores, whose last digits depend on the other texts of a pass."""
     return [(entity["start"], entity["end"], entity["label"], entity["text"]) for entity in entities]
 
 

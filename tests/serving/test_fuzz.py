@@ -1,6 +1,6 @@
-"""Requests that are wrong in any way: no answer is a 5xx, and none shows a path, a traceback or another's text.
+"""Invalid requests of all kinds: no answer is a 5xx, and none shows a path, a traceback or another request's text.
 
-SPANTUNE_FUZZ_EXAMPLES=10000 makes more of them.
+SPANTUNE_FUZZ_EXAMPLES=10000 tries more requests.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ not_json = st.one_of(
 
 @st.composite
 def mutated(draw: Callable[..., Any], valid: dict[str, Any]) -> bytes:
-    """A valid body in which one value, at any depth, is another, is gone or has an unknown neighbour."""
+    """Draw a valid body in which one value, at any depth, is replaced, removed or gets an unknown neighbour."""
     body = json.loads(json.dumps(valid))
     place = body
     while True:
@@ -133,7 +133,7 @@ def mutated(draw: Callable[..., Any], valid: dict[str, Any]) -> bytes:
 
 @st.composite
 def requests(draw: Callable[..., Any]) -> tuple[str, str, bytes, dict[str, str]]:
-    """Method, path, body and headers of a request."""
+    """Draw method, path, body and headers of a request."""
     path = draw(st.sampled_from(sorted(VALID)))
     body = draw(
         st.one_of(
@@ -182,7 +182,7 @@ def test_no_request_is_answered_with_a_5xx_or_with_what_is_not_its_own(reading: 
         statuses.add(response.status_code)
 
     ask()
-    assert {200, 422} <= statuses  # both what is right and what is wrong was asked
+    assert {200, 422} <= statuses  # both valid and invalid requests were sent
     assert reading.extract(text="疮").status_code == 200
 
 

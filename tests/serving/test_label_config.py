@@ -1,3 +1,5 @@
+"""Label Studio's labelling interface: how its labels are matched with those of a run, and what is refused."""
+
 from __future__ import annotations
 
 import pytest
@@ -17,7 +19,7 @@ def test_labels_match_by_code_name_and_alias_and_the_rest_is_said() -> None:
     xml = view('<Label value="疾病" alias="d"/><View><Label value="X" alias="SYMPTOM"/></View><Label value="Drug"/>')
     interface = read_interface(xml, LABELS)
     assert (interface.from_name, interface.to_name, interface.key, interface.is_link) == ("l", "t", "text", False)
-    assert interface.label_of == {"dis": "d", "sym": "SYMPTOM"}  # an annotation holds the alias
+    assert interface.label_of == {"dis": "d", "sym": "SYMPTOM"}  # an annotation has the alias
     assert interface.code_of == {"d": "dis", "疾病": "dis", "SYMPTOM": "sym", "X": "sym"}
     assert interface.unmatched == ("bod",) and interface.foreign == ("Drug",)
     assert [problem.split(":")[0] for problem in interface.problems] == [

@@ -1,4 +1,4 @@
-"""Label Studio's requests, as its version 1.23.2 sent them (`fixtures/label_studio_ml`), and wrong ones."""
+"""Requests of Label Studio as version 1.23.2 sent them (`fixtures/label_studio_ml`), and invalid ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT = "肺炎患者😀咳嗽"
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """The body of a recorded request, by its action or else its path."""
+    """Return the body of a recorded request, by its action or its path."""
     for line in RECORDED.read_text(encoding="utf-8").splitlines():
         request = json.loads(line)
         body = request["body"] or {}
@@ -31,7 +31,7 @@ def recorded(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(served: Any) -> Path:
-    """The folder of the corrections, empty."""
+    """The folder of the corrections, emptied."""
     folder: Path = served.service.settings.corrections
     for path in folder.iterdir():
         path.unlink()
@@ -83,7 +83,7 @@ def test_predictions_are_those_of_the_extractor_under_the_names_of_the_project(
     body["tasks"][3]["data"] = {label_studio.UNNAMED: texts[3]}
     with serve_with(max_documents=1, max_queue=1) as served:
         results = post(served, "/predict", body).json()["results"]
-    assert len(results) == 4  # in order, although only one document is accepted at once
+    assert len(results) == 4  # in order, although only one document is accepted at a time
     for text, result in zip(texts, results, strict=True):
         expected = [entity for entity in offline.extract(text).entities if entity.label in ("dis", "sym")]
         found = [
@@ -121,7 +121,7 @@ def test_a_task_without_a_text_has_an_error_of_its_own(served: Any, data: dict[s
     body = recorded("/predict")
     body["tasks"] = [{"data": data}, {"data": {"text": "痨"}}]
     refused, predicted = post(served, "/predict", body).json()["results"]
-    assert message in refused["error"] and "result" not in refused  # which Label Studio logs, and asks again
+    assert message in refused["error"] and "result" not in refused  # Label Studio logs this error and asks again
     assert predicted["result"]
 
 

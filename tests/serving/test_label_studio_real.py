@@ -1,6 +1,7 @@
-"""The real Label Studio, started here: it connects the backend, asks it for predictions and sends it annotations.
+"""The real Label Studio connects to the service, asks for predictions and sends annotations.
 
-Skipped where there is no `label-studio` command: `make test-peers` installs one, or SPANTUNE_LABEL_STUDIO names one.
+The tests are skipped without a `label-studio` command: `make test-peers` installs one, or SPANTUNE_LABEL_STUDIO names
+one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-    """A client of a Label Studio of its own, with an empty database."""
+    """A client of a new Label Studio with an empty database."""
     folder = tmp_path_factory.mktemp("label-studio")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -101,7 +102,7 @@ def test_a_project_is_predicted_and_its_annotations_come_back(
         connected = asked(studio, "POST", "/api/ml", backend)
         assert (connected["state"], connected["model_version"]) == ("CO", version)
         assert asked(studio, "GET", f"/api/ml/{connected['id']}/versions") == {"versions": [version]}
-        for hook in asked(studio, "GET", f"/api/webhooks/?project={project}"):  # they carry no login of their own
+        for hook in asked(studio, "GET", f"/api/webhooks/?project={project}"):  # webhooks carry no login
             asked(studio, "PATCH", f"/api/webhooks/{hook['id']}/", {"headers": {"Authorization": f"Bearer {TOKEN}"}})
 
         tasks = [{"text": text} for text in texts] + [{"text": "https://example.org/x"}]

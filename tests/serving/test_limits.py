@@ -1,4 +1,4 @@
-"""What a request may hold, and what is said of one that holds too much or nonsense."""
+"""Limits of a request, and the answers to requests that are too large or invalid."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_is_no_http_has_an_error_of_our_shape(served: Served, sent: bytes) 
 def test_what_is_no_http_after_an_answer_only_closes_the_connection(
     serve_with: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The answer came before the body did, so that nothing more can be said when that is wrong."""
+    """The answer was sent before the body arrived, so an invalid body cannot be answered."""
     with serve_with(token="a-token") as served, socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         answer = b""

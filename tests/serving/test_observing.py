@@ -1,4 +1,4 @@
-"""What whoever runs the service sees: log lines, request ids, metrics, and the description of the API."""
+"""What an operator of the service sees: log lines, request ids, metrics, and the description of the API."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_models_have_a_fingerprint(served: Served) -> None:
 
 
 def _examples(response: dict[str, Any], described: dict[str, Any]) -> bool:
-    """Whether a response has an example: its own, or that of its schema."""
+    """Whether a response has an example, of its own or in its schema."""
     for content in response["content"].values():
         schema = content.get("schema", {})
         name = schema.get("$ref", "").rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""The page against the real service of the toy run, in a real browser: marking, changing, saving, what it refuses."""
+"""The page with the real service of the toy run in a real browser: marking, changing, saving, and refused input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spantune.core import LABEL_COLORS
 playwright = pytest.importorskip("playwright.sync_api")
 
 TEXT = "患者腹痛😀三天，e\u0301无发热。"
-"""With an astral character and a letter with a combining mark."""
+"""It has an astral character, and a letter with a combining mark."""
 HOSTILE = '<img src=x onerror="document.title=1">疮</script><script>document.title=1</script>\u202e疮cba\r\nend'
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 
@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, served: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the page; what a script of it raises, or the policy forbids, fails the test."""
+    """A function that opens the page; errors of its scripts and violations of its policy fail the test."""
     contexts, wrong = [], []
 
     def open_page(url: str | None = None, width: int = 1280, **options: Any) -> Any:
@@ -54,7 +54,7 @@ def opened(browser: Any, served: Any) -> Iterator[Callable[..., Any]]:
 
 
 def extract(page: Any, text: str, by_line: bool = False) -> None:
-    """Paste a text, or a text a line, and wait for its entities."""
+    """Paste a text, or one text per line, and wait for its entities."""
     if not page.locator("#pasted").is_visible():
         page.click("#adding summary")
     page.evaluate("text => { const a = document.getElementById('pasted'); a.value = text; }", text)
@@ -67,7 +67,7 @@ def extract(page: Any, text: str, by_line: bool = False) -> None:
 
 
 def entities(page: Any) -> list[list[str]]:
-    """Label, text and offsets of the rows of the list."""
+    """Return label, text and offsets of the rows of the list."""
     cells = "row => ['.label', '.surface', '.offsets'].map(name => row.querySelector(name).firstChild.data)"
     found: list[list[str]] = page.evaluate(f"() => [...document.querySelectorAll('#entities li')].map({cells})")
     return found
@@ -81,7 +81,7 @@ def keys(page: Any, *names: str) -> None:
 
 
 def emptied(page: Any) -> None:
-    """Delete what the toy has found, so that the test knows what is there."""
+    """Delete the entities that the toy model has found."""
     page.focus("#text")
     while entities(page):
         page.keyboard.press("n")
@@ -89,7 +89,7 @@ def emptied(page: Any) -> None:
 
 
 def corner(page: Any, start: int, end: int) -> tuple[float, float, float]:
-    """Where [start, end), in UTF-16 units, is drawn on one line: left, right and middle."""
+    """Return where [start, end), in UTF-16 units, is on one line of the page: left, right and vertical middle."""
     script = """([start, end]) => {
       const walker = document.createTreeWalker(document.getElementById("text"), NodeFilter.SHOW_TEXT);
       const range = document.createRange();
@@ -105,7 +105,7 @@ def corner(page: Any, start: int, end: int) -> tuple[float, float, float]:
 
 
 def saved_lines(served: Any) -> list[dict[str, Any]]:
-    """The corrections on the disk."""
+    """Return the corrections on the disk."""
     path: Path = served.service.settings.corrections / "corrections.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
@@ -184,8 +184,8 @@ def test_the_mouse_marks_relabels_stretches_and_deletes(opened: Any) -> None:
     page.mouse.up()
     page.click("#labels button[value=sym]")
     assert entities(page) == [["sym", "腹痛", "2–4"]]
-    page.mouse.click(*corner(page, 9, 10)[1:])  # elsewhere
-    page.click("#labels button[value=dis]")  # every selection from now on
+    page.mouse.click(*corner(page, 9, 10)[1:])  # a click elsewhere
+    page.click("#labels button[value=dis]")  # for every selection from now on
     left, right, middle = corner(page, 2, 6)
     page.mouse.move(left + 1, middle)
     page.mouse.down()
@@ -195,7 +195,7 @@ def test_the_mouse_marks_relabels_stretches_and_deletes(opened: Any) -> None:
     assert sorted(entities(page)) == [["dis", "腹痛😀", "2–5"], ["sym", "腹痛", "2–4"]]  # nested
     left, _, middle = corner(page, 2, 3)
     page.mouse.click(*corner(page, 9, 10)[1:])
-    page.mouse.click(left + 3, middle)  # the inner one, then the one around it
+    page.mouse.click(left + 3, middle)  # first the inner entity, then the outer one
     assert "sym" in page.inner_text("#target")
     page.mouse.click(left + 3, middle)
     assert "dis" in page.inner_text("#target")
@@ -256,7 +256,7 @@ def test_a_hostile_text_is_only_text(opened: Any, served: Any) -> None:
     page.evaluate(paste, HOSTILE)
     page.click("#extract")
     page.locator("#progress-text", has_text="1 of 1").wait_for()
-    assert page.locator("#text").evaluate("root => root.textContent") == HOSTILE  # CRLF as it was pasted
+    assert page.locator("#text").evaluate("root => root.textContent") == HOSTILE  # CRLF is kept
     assert page.locator("#text img, #text script, #queue img, #entities img").count() == 0
     keys(page, "Escape", "Control+Home", "Control+Home", "Shift+End", "3")
     assert page.title() == "spantune – entities"
@@ -373,7 +373,7 @@ def test_it_is_accessible_narrow_and_wide_in_both_languages(opened: Any, scheme:
 @pytest.mark.slow
 @pytest.mark.peers
 def test_two_browsers_save_at_once_and_no_line_is_torn(serve_with: Any, tmp_path: Path) -> None:
-    """Two processes of the browser, each of which corrects and saves 50 texts as fast as keys are pressed."""
+    """Two browser processes each correct and save 50 texts as fast as keys can be pressed."""
     from playwright.async_api import Browser, async_playwright
 
     async def correct(browser: Browser, url: str, name: str) -> None:
@@ -398,7 +398,7 @@ def test_two_browsers_save_at_once_and_no_line_is_torn(serve_with: Any, tmp_path
                 await each.close()
 
     with serve_with(corrections=tmp_path) as served:
-        with ThreadPoolExecutor(1) as thread:  # the other browser of this module has this thread's event loop
+        with ThreadPoolExecutor(1) as thread:  # the other browser's event loop has this thread
             thread.submit(lambda: asyncio.run(both(served.url))).result(120)
         lines = saved_lines(served)
     assert sorted(line["text"] for line in lines) == sorted(f"{name}{n}疮" for name in "甲乙" for n in range(50))

@@ -1,4 +1,4 @@
-"""Who may ask: tokens, host names, origins, and what browsers are told."""
+"""Access to the service: tokens, host names, origins, and the headers that browsers get."""
 
 from __future__ import annotations
 

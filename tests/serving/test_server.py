@@ -26,7 +26,7 @@ from spantune.serving.service import Service
 
 
 def started(spawn: Callable[..., Command], run: Path) -> Command:
-    """A service in a process of its own, which listens."""
+    """Start a service in a process of its own and wait until it listens."""
     command = spawn("serve", run, "--port", 0)
     command.wait_for(lambda: command.has_begun)
     command.wait_for(lambda: "(Ctrl-C ends this)" in command.err)
@@ -68,7 +68,7 @@ BODY = b'{"text": "x"}'
 
 
 def rest_of(connection: socket.socket) -> bytes:
-    """What comes over a connection until its end; raises where it is reset."""
+    """Return what comes over a connection until its end; raise if the connection is reset."""
     received = b""
     while part := connection.recv(65536):
         received += part
@@ -86,7 +86,7 @@ def ending(serve_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_clients_that_go_on_to_ask_are_refused_until_they_cease(ending: Served) -> None:
-    """And at last it ends, although they do not: a connection that comes in that instant may be reset."""
+    """The service ends at last although they continue; a connection at that moment may be reset."""
     ending.server.handle_exit(signal.SIGTERM, None)
     statuses, began = [], time.monotonic()
     with pytest.raises((httpx2.ConnectError, httpx2.ReadError)):
@@ -97,7 +97,7 @@ def test_clients_that_go_on_to_ask_are_refused_until_they_cease(ending: Served) 
 
 
 def test_a_connection_that_was_accepted_is_answered_when_nothing_listens_any_more(ending: Served) -> None:
-    ending.client.get("/health")  # a connection that stays open, and over which nothing comes any more
+    ending.client.get("/health")  # a connection that stays open and idle
     with socket.create_connection(("127.0.0.1", ending.port), timeout=20) as connection:
         ending.service.stop()
         ending.server.should_exit = True
@@ -111,7 +111,7 @@ def test_a_connection_that_was_accepted_is_answered_when_nothing_listens_any_mor
 def test_a_connection_that_only_the_kernel_has_accepted_is_answered(ending: Served) -> None:
     connections: list[socket.socket] = []
 
-    async def shut_down() -> None:  # it holds the loop, which accepts nothing meanwhile
+    async def shut_down() -> None:  # it blocks the event loop, so nothing is accepted meanwhile
         connections.append(socket.create_connection(("127.0.0.1", ending.port), timeout=20))
         connections[0].sendall(REQUEST + BODY)
         ending.service.stop()
@@ -137,7 +137,7 @@ def test_a_second_signal_ends_it_at_once(trained: Any, spawn: Callable[..., Comm
     command = started(spawn, trained.folder)
     match = re.search(r"127\.0\.0\.1:(\d+)", command.err)
     assert match is not None
-    with socket.create_connection(("127.0.0.1", int(match[1]))) as connection:  # a body that never comes holds it up
+    with socket.create_connection(("127.0.0.1", int(match[1]))) as connection:  # a body that never comes delays the end
         connection.sendall(b"POST /v1/extract HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n")
         connection.sendall(b"Content-Type: application/json\r\n\r\n")
         command.signal(signal.SIGINT)
@@ -222,7 +222,7 @@ def test_the_kernel_caches_are_bounded_unless_the_user_says_otherwise(
 
     loaded_with: dict[str, str] = {}
     monkeypatch.setenv(server.KERNEL_CACHES[0], "7")
-    monkeypatch.setenv(server.KERNEL_CACHES[1], "")  # so that it is as it was after the test
+    monkeypatch.setenv(server.KERNEL_CACHES[1], "")  # so that it is restored after the test
     monkeypatch.delenv(server.KERNEL_CACHES[1])
     monkeypatch.setattr(server, "load_runs", load)
     with pytest.raises(RunError):

@@ -1,4 +1,4 @@
-"""The queue before the models: bounds, fairness, clients that leave, and what fails."""
+"""The queue in front of the models: limits, fairness, clients that leave, and failures."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_single_text_does_not_wait_for_a_large_request(served: Served) -> None
 
     asyncio.run(both())
     assert ended.count("large") == 64
-    assert ended.index("small") <= 24  # the batch of 8 that was there, and the turns of two batches
+    assert ended.index("small") <= 24  # the batch of 8 that was running, and two batches in turn
 
 
 def test_a_bug_ends_the_documents_of_its_pass_alone(

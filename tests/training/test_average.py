@@ -1,4 +1,4 @@
-"""The average of the weights: what it is, where the model has it, and what a checkpoint keeps of it."""
+"""The moving average of the weights: its values, where the model uses it, and what a checkpoint keeps of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_run_goes_on_with_weights_and_average(tree: Callable[..., dict[str, An
         assert torch.equal(adapters[0][name], value), name
     for kind in ("weights", "averages"):
         assert all(map(torch.equal, states[0][kind], states[1][kind])), kind
-    # the checkpoint's adapter has the averages, and they are not the weights
+    # The checkpoint's adapter has the averages, and these differ from the weights.
     sums = sorted(float(value.double().sum()) for value in adapters[1].values())
     assert sums == pytest.approx(sorted(float(value.double().sum()) for value in states[1]["averages"]))
     assert sums != pytest.approx(sorted(float(value.double().sum()) for value in states[1]["weights"]))

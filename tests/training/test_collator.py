@@ -1,4 +1,4 @@
-"""Batches of texts that are read, and how their packs become smaller where memory is short."""
+"""Batches of texts for reading spans, and how their packs become smaller if memory is short."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_pack_that_does_not_fit_is_halved_down_to_one_text() -> None:
 
 
 def test_a_text_beside_empty_ones_is_alone() -> None:
-    """They take no memory: halving would bring the same pack again, for ever."""
+    """Empty texts take no memory: halving the pack would give the same pack again, without end."""
     pack = layout_spans(examples(["", "x" * 40, ""]), ENCODER.prefix, SETTINGS)
     assert not collator(500).lower(pack)
 

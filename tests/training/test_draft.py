@@ -1,4 +1,4 @@
-"""The recipe that init writes loads, prepares and says what is in the corpus."""
+"""The recipe that `spantune init` writes loads, can be prepared, and describes the corpus."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def doccano(path: str, records: Sequence[tuple[str, list[list[Any]]]]) -> str:
 
 
 def english(path: str, count: int = 40, label: str = "person") -> str:
-    """Sentences with one or two entities that do not overlap."""
+    """Write sentences with one or two entities that do not overlap."""
     records = [(f"Ann{n} met Bob in Rome.", [[0, 3 + len(str(n)), label]]) for n in range(count)]
     return doccano(path, records)
 
@@ -53,7 +53,7 @@ def test_a_chinese_nested_corpus_gets_a_chinese_nested_recipe(tiny_folder: Path)
     assert (recipe.data.train, recipe.data.dev, recipe.data.holdout) == ("notes.jsonl", None, 0.3)
     prepared = prepare(recipe)
     assert len(prepared.splits.dev) == 3 and prepared.task.instruction.startswith("请从给定的文本中")
-    assert prepared.recipe == recipe.model_copy(update={"task": recipe.task})  # init left nothing to be chosen
+    assert prepared.recipe == recipe.model_copy(update={"task": recipe.task})  # init has left no choice open
     assert make_plan(prepared).failed == []
 
 
@@ -79,7 +79,7 @@ def test_a_large_corpus_is_read_and_the_recipe_says_why(tiny_folder: Path) -> No
     assert (recipe.train.epochs, recipe.train.learning_rate, recipe.lora.rank) == (
         row.epochs, row.learning_rate, row.rank
     )  # fmt: skip
-    count = draft.decided.trained_on  # each has one entity, all of one label
+    count = draft.decided.trained_on  # each has one entity, and all have one label
     assert f"# entities are read, since {count:,} training entities a label are enough (docs/quality.md)" in draft.text
     assert "# spans: {view: whole}" in draft.text and "loss_on" not in draft.text and "eval_before" not in draft.text
     written = init("notes.jsonl", model=str(tiny_folder), answer="jsonl")
@@ -181,7 +181,7 @@ def test_a_later_corpus_is_right_about_the_texts_of_an_earlier_one() -> None:
 
 
 def test_several_corpora_are_split_together() -> None:
-    english("a.jsonl", TEST_FROM)  # so alike that only the same texts are kept together
+    english("a.jsonl", TEST_FROM)  # the texts are so similar that only equal ones are kept together
     chinese("b.jsonl")
     draft = init(["a.jsonl", "b.jsonl"], "recipe.yaml")
     assert set(draft.made) == {"train", "dev", "test"} and sum(map(len, draft.made.values())) == TEST_FROM + 12

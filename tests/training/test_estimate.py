@@ -1,4 +1,4 @@
-"""Memory by part agrees with what was measured, and what does not fit is told what would."""
+"""The predicted memory of each part agrees with measurements, and a run that does not fit gets settings that fit."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from spantune.training.plan import MEMORY, settled, skeleton
 from spantune.training.preparation import Prepared
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
-LARGEST_STEP = 3332  # tokens, of the steps of 16 examples that the peaks below were measured over; 2,818 is their mean
+LARGEST_STEP = 3332  # tokens of the largest step of 16 examples in the measurements below; their mean is 2,818
 
 
 @pytest.fixture(scope="module")
 def phi4() -> Any:
-    """Phi-4's shape without weights."""
+    """A model of Phi-4's shape without weights."""
     values = bench("random_phi4").CONFIG
     shape = {key: value for key, value in values.items() if key not in ("model_type", "torch_dtype", "architectures")}
     return skeleton(AutoConfig.for_model("phi3", **shape))
@@ -58,19 +58,19 @@ def test_each_part_is_what_its_setting_makes_it(phi4: Any) -> None:
     assert plain["adapters_gib"] * GIB == plain["optimizer_gib"] * GIB == 8 * adapters
     for base, least in (("fp8", 1.0), ("int8", 1.0), ("nf4", 0.5)):
         found = parts(model={"base": base})["base_gib"] * GIB
-        on_the_host = 100352 * 5120  # the table of token embeddings
+        on_the_host = 100352 * 5120  # the token embeddings
         assert least * linear < found - 2 * (embeddings - on_the_host) < 1.05 * least * linear
     assert parts(train={"optimizer": "adamw_8bit"})["optimizer_gib"] == plain["optimizer_gib"] / 4
     keeps = ("none", "some", "fp8", "most")
     none, some, eight, most = (parts(model={"base": "fp8"}, train={"keep": keep}) for keep in keeps)
-    # attention 40 x 128 and its log-sum-exp, then qkv and o with their low ranks; gate_up is wide, down's output is in
-    # the sum, and the low ranks of both are kept by all
+    # Kept are: attention, 40 × 128, and its log-sum-exp; then qkv and o with their low-rank states. gate_up is wide,
+    # down's output is in the residual sum, and the low-rank states of gate_up and down are kept by every setting.
     kept = 2 * (5120 + 7680 + 5120 + 2 * 64) + 160
     assert (some["activations_gib"] - none["activations_gib"]) * GIB == 3000 * 40 * kept
     assert (most["activations_gib"] - some["activations_gib"]) * GIB == 3000 * 40 * 2 * 35840
     assert (eight["activations_gib"] - some["activations_gib"]) * GIB == 3000 * 40 * (35840 + 4 * 35840 // 128)
     narrow = parts(model={"base": "bf16"}, lora={"targets": ["o_proj"]})
-    assert narrow["activations_gib"] < plain["activations_gib"]  # only products with an adapter are ours to keep
+    assert narrow["activations_gib"] < plain["activations_gib"]  # others are not kept by our operators
     recomputed, eager = (
         parts(train={"compile": "off", "gradient_checkpointing": switch})["activations_gib"] for switch in ("on", "off")
     )
@@ -85,7 +85,7 @@ def test_where_spans_are_read_an_output_layer_of_its_own_takes_nothing(phi4: Any
         for head in (None, HeadLoad(1000, 1.0, 1.0))
     )
     assert (writing - reading) * GIB == pytest.approx(2 * 100352 * 5120)
-    assert own_output_weights(skeleton(tiny_model("gemma3_text").config)) == 0  # the table of embeddings
+    assert own_output_weights(skeleton(tiny_model("gemma3_text").config)) == 0  # it shares the table of embeddings
 
 
 def test_full_fine_tuning_takes_sixteen_bytes_a_weight_on_either_base(phi4: Any) -> None:
@@ -101,7 +101,7 @@ Prepare = Callable[..., Prepared]
 
 @pytest.fixture
 def prepared(tmp_path: Path, tree: Callable[..., dict[str, Any]]) -> Prepare:
-    """Prepares the tiny recipe with sections laid over it."""
+    """A function that prepares the tiny recipe, changed by section."""
     return lambda **sections: prepare(parse_config(tree(tmp_path / "runs", **sections)))
 
 
@@ -173,11 +173,11 @@ def test_what_is_kept_by_itself_is_all_where_it_fits(prepared: Prepare, monkeypa
         monkeypatch.setattr(estimate, "available_bytes", lambda device, free=free: free)
         assert settled(found).recipe.train.keep == keep
         assert settled(prepared(train={"compile": "on", "keep": "none"})).recipe.train.keep == "none"
-    assert settled(prepared(train={"compile": "off"})).recipe.train.keep == "some"  # and nothing is asked for
+    assert settled(prepared(train={"compile": "off"})).recipe.train.keep == "some"  # and there is no warning
 
 
 def test_settings_that_fit_are_the_nearest_ones(prepared: Prepare, phi4: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU of every size: first less is kept, then the optimizer, the base and at last the packs shrink."""
+    """With less and less GPU memory: first less is kept, then optimizer, base and at last packs become smaller."""
     monkeypatch.setattr(estimate, "has_fp8", lambda device: True)
     found = prepared(model={"base": "bf16"}, lora={"rank": 64}, train={"keep": "most", "loss_on": "answer"})
     sizes = {70: {}, 42: {"train.keep": "some"}, 37: {"train.keep": "none"}}
@@ -191,7 +191,7 @@ def test_settings_that_fit_are_the_nearest_ones(prepared: Prepare, phi4: Any, mo
     assert fitting(found, phi4, CUDA, 8) is None
     full = config.Lora(full=True)
     whole = replace(found, recipe=found.recipe.model_copy(update={"lora": full}))
-    assert fitting(whole, phi4, CUDA, 70) is None  # no quantised base is proposed for it
+    assert fitting(whole, phi4, CUDA, 70) is None  # no quantised base is proposed for full fine-tuning
 
 
 def test_a_run_that_does_not_fit_names_settings_with_which_it_would(prepared: Prepare) -> None:

@@ -1,4 +1,4 @@
-"""What a run was made from is known by content: a change of any part is seen, a change of form is none."""
+"""The inputs of a run are known by content: a change of any part is noticed, a change of form is not."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_model_is_hashed_by_the_names_and_contents_of_its_files(tiny_folder: P
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     same = hash_model(tiny_folder)
     (folder / "README.md").write_text("# tiny")
-    (folder / "conversion.json").write_text('{"seconds": 12}')  # of a bundled model, and of its machine
+    (folder / "conversion.json").write_text('{"seconds": 12}')  # it depends on the machine that converted the model
     assert hash_model(folder) == same
     tokenizer = folder / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text() + " ")
@@ -89,7 +89,7 @@ def test_every_part_that_changed_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the model, the test documents changed since the run began; put back"):
         require_unchanged(folder_of(tmp_path, other), NOW)
     with pytest.raises(RunError, match=r"the model, .*the task changed since the run began"):
-        require_unchanged(folder_of(tmp_path, {}), NOW)  # no record is no proof
+        require_unchanged(folder_of(tmp_path, {}), NOW)  # without a record, no part counts as unchanged
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"torch": '])
@@ -100,6 +100,6 @@ def test_a_damaged_record_is_an_error_with_a_way_out(content: str, tmp_path: Pat
 
 
 def test_a_flat_task_is_another_and_a_nested_one_what_it_was() -> None:
-    before = TASK.model_dump_json(exclude={"nested"})  # the JSON of a task when all were nested
+    before = TASK.model_dump_json(exclude={"nested"})  # the JSON of a task from before `nested` was added
     assert hash_task(TASK) == hashlib.sha256(before.encode()).hexdigest()
     assert hash_task(TASK.model_copy(update={"nested": False})) != hash_task(TASK)

@@ -1,4 +1,4 @@
-"""A run of full fine-tuning is resumed to the same bits, extracts what it saved, and another run goes on with it."""
+"""A full fine-tuning run is resumed bit-equally, extracts with what it saved, and another run can start from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tree = Callable[..., dict[str, Any]]
 
 
 def full_recipe(tree: Tree, folder: Path, **sections: dict[str, Any]) -> Config:
-    """A short run in bf16, whose optimizer changes fp32 copies."""
+    """Return a short run in bf16, whose optimizer updates fp32 copies."""
     training = {"max_steps": 4, "eval_steps": 2, "eval_before": False, "learning_rate": 0.002}
     plain = tree(folder, **{"model": {"base": "bf16"}, "train": training, "track": {"swanlab": "off"}, **sections})
     return parse_config({**plain, "lora": "full"})
@@ -30,7 +30,7 @@ def full_recipe(tree: Tree, folder: Path, **sections: dict[str, Any]) -> Config:
 
 @pytest.fixture(scope="module")
 def unbroken(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A finished run; its folder is not to be changed."""
+    """A finished run; tests must not change its folder."""
     return train(full_recipe(tree, tmp_path_factory.mktemp("full")))
 
 

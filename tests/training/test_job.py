@@ -1,4 +1,4 @@
-"""A whole job on a toy: a complete run folder, honest figures, and a killed run that ends as if it had not been."""
+"""A whole training job on a toy corpus: a complete run folder, correct figures, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUIET = {"swanlab": "off"}
 
 @pytest.fixture
 def recipe(tree: Tree, tmp_path: Path) -> Callable[..., Config]:
-    """The tiny recipe without SwanLab, its runs under the test's folder."""
+    """A function that makes the tiny recipe without SwanLab; its runs are in the test's folder."""
 
     def make(**sections: dict[str, Any]) -> Config:
         return parse_config(tree(tmp_path / "runs", **{"track": QUIET, **sections}))
@@ -101,7 +101,7 @@ def test_metrics_lines_keep_the_contract(trained: Result) -> None:
     }
     for record in of(records, "dev") + of(records, "test"):
         assert wanted <= record.keys()
-        assert record["f1_low"] is record["f1_high"] is None  # 8 documents are too few to say
+        assert record["f1_low"] is record["f1_high"] is None  # 8 documents are too few for an interval
         assert not any(key.startswith(("f1_low/", "f1_high/")) for key in record)
 
 
@@ -221,7 +221,7 @@ def test_a_run_ends_when_its_minutes_are_over(recipe: Callable[..., Config]) -> 
     rates = [record["learning_rate"] for record in of(records, "train")]
     assert rates[-1] < 0.7 * max(rates)  # the schedule followed the clock
     assert (result.folder / "checkpoints" / f"checkpoint-{last}" / "clock.json").is_file()
-    (result.folder / "report.html").unlink()  # as if it had been killed while it measured
+    (result.folder / "report.html").unlink()  # as if it had been killed during its last evaluation
     again = train(resume_recipe(result.folder), resume=result.folder)
     assert max(losses(result.folder)) == last and again.after.scores == result.after.scores
 
@@ -275,7 +275,7 @@ def test_a_run_that_runs_out_of_memory_goes_on_with_smaller_packs_and_records_it
     sizes: list[int] = []
 
     def weigh(module: Any, arguments: Any) -> None:
-        """As if the GPU were full of 600 tokens."""
+        """Fail as if 600 tokens filled the GPU."""
         if module.training and type(module) is torch.nn.Embedding:
             sizes.append(arguments[0].numel())
             if sizes[-1] > 600:

@@ -1,4 +1,4 @@
-"""Which recipes have their packs as graphs, on which device."""
+"""Which recipes run their packs as CUDA graphs, and on which device."""
 
 from __future__ import annotations
 

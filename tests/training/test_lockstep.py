@@ -1,4 +1,4 @@
-"""Passes through a divided base: one that fails ends the run. What ranks do together is in test_ranks.py."""
+"""Passes through a base that is divided over ranks: a failed pass ends the run (test_ranks.py tests several ranks)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def test_a_pass_that_fails_is_not_repeated_and_ends_the_run() -> None:
         model(input_ids=ids)
         model(input_ids=ids)
     with pytest.raises(RunError, match="set a lower extract"), in_lockstep(model, ALONE, StopRequest()):
-        with pytest.raises(IndexError):  # within the pass, as if memory ran out there
+        with pytest.raises(IndexError):  # in the pass, as if memory ran out there
             model(input_ids=beyond)
-        with pytest.raises(RunError, match="failed on this rank"):  # what began again is told
+        with pytest.raises(RunError, match="failed on this rank"):  # the next pass on this rank reports it
             model(input_ids=ids)
     model(input_ids=ids)

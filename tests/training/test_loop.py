@@ -1,4 +1,4 @@
-"""A step is the same step however it is packed, what is due follows it, and a broken loss ends the run."""
+"""The training loop: a step is independent of its packing, evaluations and checkpoints follow steps, NaN ends a run."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_all_layers_train_though_their_base_was_loaded_for_evaluation() -> None:
 
 
 class Looped:
-    """A loop over the four examples, a step each, evaluated by a figure that tells the step; and what it recorded."""
+    """A loop with one step for the four examples, whose evaluations give `f1(step)`; `lines` has what it recorded."""
 
     def __init__(self, folder: Path, settings: config.Train, stepper: StepRunner, f1: Callable[[int], float]):
         self.lines: list[dict[str, float]] = []
@@ -120,7 +120,7 @@ def test_patience_counts_evaluations_without_a_better_f1_across_a_resume(
 
 
 def step(tmp_path: Path, batch: Batch, model: Any = None) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of one training step from the same start."""
+    """Return the loss and the gradients of one training step from the same start."""
     made = runner(model=model)
     made.collator.budget = batch.limits.get("pack_tokens", made.collator.budget)
     loss = made.backward(replace(batch, limits=made.collator.limits), 1)
@@ -246,7 +246,7 @@ def test_a_step_by_examples_is_the_mean_of_their_means_however_they_are_packed(t
     alone = [step(tmp_path, collator()([example])) for example in examples()]
     assert found[0][0] == pytest.approx(sum(loss for loss, _ in alone) / 4, rel=1e-5)
     by_tokens, _ = step(tmp_path, collator()(examples()))
-    assert abs(found[0][0] - by_tokens) > 1e-3  # the examples' answers differ in length
+    assert abs(found[0][0] - by_tokens) > 1e-3  # the examples have answers of different lengths
     for loss, gradients in found:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         for key, gradient in gradients.items():
@@ -267,12 +267,12 @@ def test_lora_plus_raises_the_rate_of_b_alone(tmp_path: Path) -> None:
         assert made.lines[0]["learning_rate"] == pytest.approx(1e-3)
         after = dict(model.named_parameters())
         moved[ratio] = {name: (after[name] - old).abs().max().item() for name, old in before.items()}
-    for name, distance in moved[1.0].items():  # Adam's first step is as long as the rate
+    for name, distance in moved[1.0].items():  # Adam's first step is as long as the learning rate
         assert moved[16.0][name] == pytest.approx((16 if "lora_B" in name else 1) * distance, rel=1e-3), name
 
 
 class Small:
-    """Memory for packs of `room` tokens: over it, a model's forward raises what torch raises on a full GPU."""
+    """Memory for packs of `room` tokens; a larger pack raises what torch raises if a GPU is full."""
 
     def __init__(self, model: Any, room: int):
         self.room, self.sizes = room, list[int]()
@@ -305,7 +305,7 @@ def test_a_step_that_does_not_fit_is_split_and_loses_nothing(
     assert "out of memory at step 1: it is split and repeated" in caplog.text
     made.model.zero_grad()
     tried = len(small.sizes)
-    made.backward(made.collator(examples()), 1)  # the limit stays low: nothing fails again
+    made.backward(made.collator(examples()), 1)  # the limit stays low, so nothing fails again
     assert max(small.sizes[tried:]) <= small.room and made.memory_splits == caplog.text.count("out of memory")
 
 

@@ -1,4 +1,4 @@
-"""A pack's loss and gradients are those of its examples alone, in whatever order and company they come."""
+"""The loss and gradients of a pack are those of its examples alone, in any order and in any pack."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ PACKINGS = {
 
 
 def alone_loss(model: Any, example: Example) -> Tensor:
-    """The model's own logits of one unpacked example, without a mask of ours."""
+    """Return the loss of one unpacked example from the model's own logits, without a mask of ours."""
     logits = model(input_ids=torch.tensor([example.ids]), use_cache=False).logits[0]
     answer = torch.tensor(example.ids[example.answer_start :])
     return cross_entropy(logits[example.answer_start - 1 : -1], answer, reduction="sum")
 
 
 def test_the_shared_prefix_ends_inside_a_merge() -> None:
-    """What is tested below is the hard case: the instruction's last line break belongs to the text in one example."""
+    """The examples are the hard case: in one of them the instruction's last line break is merged with the text."""
     chosen, tokenizer = examples(), byte_tokenizer(MERGES)
     prefix = tokenizer.decode(chosen[0].ids[: shared_prefix(chosen)])
     assert prefix == "Find entities in it:"
-    assert "\na" in [tokenizer.decode([token]) for token in chosen[0].ids]  # one token across the seam
+    assert "\na" in [tokenizer.decode([token]) for token in chosen[0].ids]  # one token across the border
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,7 +86,7 @@ def test_random_corpora_in_packs_of_random_size_have_the_loss_and_gradients_of_t
 
 
 def test_a_short_common_start_of_few_examples_is_no_different() -> None:
-    """The prefix of two examples goes on into their texts; it is shared all the same."""
+    """The common prefix of two examples may continue into their texts; it is shared all the same."""
     model, chosen = adapted("phi3"), examples([DOCUMENTS[0], Document("e", "abdomen")])
     assert shared_prefix(chosen) == shared_prefix(examples()) + 2
     expected = sum(alone_loss(model, example) for example in chosen)
@@ -95,7 +95,7 @@ def test_a_short_common_start_of_few_examples_is_no_different() -> None:
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_the_loss_on_choices_is_over_what_is_allowed_there(softcap: float | None) -> None:
-    """Forced tokens carry no loss and are still seen; gradients are those of the same examples alone."""
+    """Forced tokens have no loss and are still attended to; gradients are those of the same examples alone."""
     model = adapted("gemma3_text", final_logit_softcapping=softcap)
     chosen = []
     for example in examples():

@@ -1,4 +1,4 @@
-"""Masked tokens: which they are, that each is seen from both sides of its own text only, and what is refused."""
+"""Masked tokens: which tokens are masked, that each sees both sides of its own text only, and what is refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_masked_token_is_seen_from_both_sides_and_from_its_own_text_only() -> 
     place = own.text_start + 4
 
     def prediction(last: int, of_other: int) -> torch.Tensor:
-        """The loss of one masked token, with one token of its text and one of the other text changed."""
+        """Return the loss of one masked token after one token of its text and one of the other text were changed."""
         ids = [*own.ids[:place], PLACEHOLDER, *own.ids[place + 1 : -1], last]
         changed = (*other.ids[:-1], of_other)
         examples = [

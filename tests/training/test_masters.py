@@ -1,4 +1,4 @@
-"""fp32 copies of weights: those of a checkpoint are taken only where they are of these weights."""
+"""fp32 copies of weights: those of a checkpoint are used only if they belong to these weights."""
 
 from __future__ import annotations
 

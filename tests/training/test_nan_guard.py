@@ -1,4 +1,4 @@
-"""A run outlives bad steps, full and read-only disks, a clock set back and a second process; each for real."""
+"""A run survives bad steps, full and read-only disks, a clock set back and a second process; each is real."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ IDS = ("a", "b")
 
 @pytest.fixture
 def recipe(tree: Tree, tmp_path: Path) -> Callable[..., Config]:
-    """The tiny recipe without SwanLab, its runs under the test's folder."""
+    """A function that makes the tiny recipe without SwanLab; its runs are in the test's folder."""
 
     def make(**sections: dict[str, Any]) -> Config:
         return parse_config(tree(tmp_path / "runs", **{"track": QUIET, **sections}))
@@ -67,7 +67,7 @@ def test_a_run_of_nothing_but_broken_steps_stops_all_the_same() -> None:
     guard = StepGuard("skip")
     for step in range(MOST_SKIPPED):
         assert not guard.accepts(math.nan, step, IDS)
-    assert guard.accepts(1.0, 5, IDS) and guard.accepts_gradient(1.0, 5, IDS)  # one good step counts anew
+    assert guard.accepts(1.0, 5, IDS) and guard.accepts_gradient(1.0, 5, IDS)  # one good step resets the count
     for step in range(6, 6 + MOST_SKIPPED):
         assert not guard.accepts(math.nan, step, IDS)
     with pytest.raises(RunError, match=r"at step 11, as at the 5 steps before; documents: a, b"):
@@ -93,9 +93,9 @@ def test_the_first_steps_are_no_spike(caplog: pytest.LogCaptureFixture) -> None:
 def poisoned(
     recipe: Callable[..., Config], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Config]:
-    """A recipe whose model computes NaN for a sign that one training document has, as some do for rare inputs.
+    """A recipe whose model computes NaN for a character in one training document, as some models do for rare inputs.
 
-    Its embedding is spoilt once the model is loaded: a folder with such a weight is refused.
+    The embedding is changed after the model was loaded, because a folder with such a weight is refused.
     """
 
     def load_spoilt(*arguments: Any) -> Any:
@@ -127,7 +127,7 @@ def test_a_broken_step_stops_the_run_and_names_its_documents(poisoned: Callable[
 def test_a_broken_step_is_left_out_and_the_run_ends_well(
     every: int, poisoned: Callable[..., Config], caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = train(poisoned(on_nan="skip", log_steps=every))  # 12 steps of 6 of 25 examples: each comes twice or thrice
+    result = train(poisoned(on_nan="skip", log_steps=every))  # 12 steps of 6 of 25 examples: each comes 2 or 3 times
     lines = of(result.folder, "train")
     left_out = [line for line in lines if "left_out" in line]
     assert 2 <= sum(line["left_out"] for line in left_out) <= 3
@@ -144,13 +144,13 @@ def test_a_broken_step_is_left_out_and_the_run_ends_well(
 
 
 class Filler:
-    """Fills a disk to the last byte after one step, and makes room again after another."""
+    """Fills a disk completely after one step, and frees it after another."""
 
     def __init__(self, disk: Path, full_after: int, free_after: int):
         self.path, self.full_after, self.free_after = disk / "filler", full_after, free_after
 
     def before_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Have every step call this first."""
+        """Make every step call this object first."""
         run = StepRunner.run
 
         def filling(runner: StepRunner, batch: Any, step: int, *rest: Any) -> Any:
@@ -160,7 +160,7 @@ class Filler:
         monkeypatch.setattr(StepRunner, "run", filling)
 
     def __call__(self, done: int) -> None:
-        """Before the step that follows `done` steps."""
+        """Called before the step that follows `done` steps."""
         if done == self.full_after:
             with self.path.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
                 while True:

@@ -1,4 +1,4 @@
-"""Packs are larger than the default only where a step fills them and the GPU is predicted to hold them."""
+"""Packs are larger than the default only if a step fills them and they are predicted to fit on the GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LENGTHS = bench("scale").drawn_lengths()
 
 
 def packs(load: Load, size: int) -> list[list[int]]:
-    """The tokens of each pack of rank 0, for ten steps of a load."""
+    """Return the tokens of each pack of rank 0, for ten steps of a load."""
     draw, found = random.Random(1), []
     for _ in range(10):
         step = [draw.choice(load.lengths) for _ in range(load.examples)]
@@ -51,12 +51,12 @@ def test_memory_bounds_the_size() -> None:
     load = Load(LENGTHS, PREFIX, 256)
     assert largest_packs(load, 4096, lambda tokens: tokens < 4300) == 4096
     assert 4096 < largest_packs(load, 4096, lambda tokens: tokens < 6000) < 6000
-    assert largest_packs(load, 9000, lambda tokens: True) == 9000  # an example is that long
+    assert largest_packs(load, 9000, lambda tokens: True) == 9000  # one example has this length
 
 
 @pytest.fixture
 def on_gpu(tmp_path: Path, tree: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Prepares the tiny recipe with steps of 6,600 tokens and more, as on a GPU with so many free bytes."""
+    """A function that prepares the tiny recipe with steps of 6,600 tokens or more on a GPU with `free` bytes."""
 
     def make(free: float, **sections: dict[str, Any]) -> Prepared:
         monkeypatch.setattr(pack_size, "pick_device", lambda device: torch.device("cuda"))
@@ -73,7 +73,7 @@ def on_gpu(tmp_path: Path, tree: Callable[..., dict[str, Any]], monkeypatch: pyt
 
 
 def chosen(prepared: Prepared, ranks: int = 1) -> int:
-    """The size of packs on the GPU that `on_gpu` pretends; the model is on the meta device anyway."""
+    """Return the chosen pack size on the GPU that `on_gpu` pretends; the model is on the meta device."""
     return pack_size.pack_size(prepared, skeleton(prepared.files.config), ranks)
 
 
@@ -81,7 +81,7 @@ def test_a_gpu_with_room_gets_packs_that_hold_its_share_of_a_step(on_gpu: Any) -
     prepared = on_gpu(80 * GIB)
     assert chosen(prepared) > 6400 and chosen(prepared, ranks=2) == 4096
     assert chosen(on_gpu(80 * GIB, train={"pack_tokens": 2048})) == 2048
-    assert chosen(on_gpu(80 * GIB, distributed={"strategy": "fsdp"})) == 4096  # where a step cannot be split
+    assert chosen(on_gpu(80 * GIB, distributed={"strategy": "fsdp"})) == 4096  # with FSDP a step cannot be split
     size = chosen(prepared)
     memory = predict_memory(skeleton(prepared.files.config), prepared.recipe, torch.device("cuda"), size)
     needed = memory.total_gib * GIB / pack_size.ROOM["cuda"]
@@ -94,7 +94,7 @@ def test_the_chosen_size_is_in_the_recipe_of_the_run(on_gpu: Any, monkeypatch: p
     assert filled.recipe.train.pack_tokens == filled.pack_tokens("cuda") == 6656
     assert with_pack_tokens(filled, 4096) is filled
     monkeypatch.setattr(pack_size, "pick_device", lambda device: torch.device("cpu"))
-    assert with_pack_tokens(prepared, 1024) is prepared  # which a GPU may go on with
+    assert with_pack_tokens(prepared, 1024) is prepared  # a run on a GPU may be resumed with it
 
 
 def test_a_cpu_gets_larger_packs_where_half_its_memory_holds_them(on_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:

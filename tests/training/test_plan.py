@@ -1,4 +1,4 @@
-"""Every audit holds on a sound recipe, fails on the flaw it is there for, and says what to do."""
+"""Every audit of the plan passes on a sound recipe, fails on the flaw that it looks for, and says what to do."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Planner = Callable[..., Plan]
 
 @pytest.fixture
 def plan(tmp_path: Path, tree: Callable[..., dict[str, Any]]) -> Planner:
-    """Plans the tiny recipe with sections laid over it."""
+    """A function that plans the tiny recipe, changed by section."""
 
     def make(**sections: dict[str, Any]) -> Plan:
         return make_plan(prepare(parse_config(tree(tmp_path / "runs", **sections))))

@@ -1,4 +1,4 @@
-"""What a run reads of its model before the weights is read once."""
+"""The preparation of a run reads source, configuration and tokenizer once, and refuses some settings before that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `spantune.training.progress`: the plain lines, their rate, and the live view at several widths."""
+"""`spantune.training.progress`: plain lines and their rate, and the live view at several terminal widths."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Terminal(io.StringIO):
 
 
 def begun(view: TrainingView) -> TrainingView:
-    """A view of a run of 51 steps, each of which takes 1.5 seconds."""
+    """Begin the view of a run of 51 steps of 1.5 seconds."""
     view.begin(0, Intervals(total=51, log=4, evaluate=12, save=12), lambda step: 1.5 * (51 - step), (None, 0.0))
     return view
 
 
 def steps(view: TrainingView, *numbers: int) -> None:
-    """Let steps be done, every one with a line and every twelfth with an evaluation."""
+    """Report steps as done: each with a line, every twelfth with an evaluation."""
     for step in numbers:
         view.step(step, step / 51)
         view.line(step, LINE | {"loss": 3.0 / step}, is_evaluated=step % 12 == 0, is_last=step == 51)
@@ -107,7 +107,7 @@ def test_with_q_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def drawn(progress: Progress, width: int) -> list[str]:
-    """The lines of the view."""
+    """Return the lines of the view."""
     console = Console(file=io.StringIO(), width=width, record=True, color_system=None)
     console.print(panel(progress, width))
     return [line.replace("\u00a0", " ") for line in console.export_text().splitlines()]

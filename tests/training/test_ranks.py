@@ -1,4 +1,4 @@
-"""Two real processes train as one does: the same losses, weights and figures, whatever happens to one of them."""
+"""Two real processes train as one does: same losses, weights and figures, also if one of them fails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ READ: dict[str, Any] = {"task": {"answer": "spans"}, "spans": {"size": 16, "conv
 
 @pytest.fixture(scope="module")
 def recipe(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """Makes a recipe as plain values: `recipe(name, {section: values}, …)`."""
+    """A function that makes a recipe as plain values: `recipe(name, {section: values}, …)`."""
     folder = tmp_path_factory.mktemp("ranks")
 
     def make(name: str, *changes: dict[str, Any], **train: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ FSDP = {"distributed": {"strategy": "fsdp"}}
 
 @pytest.fixture(scope="module")
 def runs(recipe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What both ranks said of all jobs, and the folder of the runs; the references of one process are beside them."""
+    """The outcomes of all jobs on both ranks, and the folder of the runs, with references of one process."""
     written, read = recipe("one"), recipe("one-read", READ, loss_on=None)
     folder = Path(written["run"]["folder"])
     train(parse_config(written))
@@ -67,12 +67,12 @@ def runs(recipe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPat
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """The training lines of a run."""
+    """Return the training lines of a run."""
     return [record for record in RunFolder(folder).metrics() if record["split"] == "train"]
 
 
 def assert_same(run: Path, reference: Path, within: float = 1e-5) -> None:
-    """The loss curve, the gradients' norms, the adapter with its head, and what was extracted are the same."""
+    """Check that losses, gradient norms, adapter, head and extractions are equal."""
     for ours, theirs in zip(lines(run), lines(reference), strict=True):
         for key in ("step", "loss", "grad_norm", "learning_rate", "epoch"):
             assert ours[key] == pytest.approx(theirs[key], abs=within), (key, ours["step"])
@@ -85,7 +85,7 @@ def assert_same(run: Path, reference: Path, within: float = 1e-5) -> None:
 
 
 def spans(document: Document) -> list[tuple[int, int, str]]:
-    """The entities of a document without their scores."""
+    """Return the entities of a document without their scores."""
     return [(entity.start, entity.end, entity.label) for entity in document.entities]
 
 

@@ -1,4 +1,4 @@
-"""A run that reads spans resumes to the same bits, is gone on with, and refuses what only writing has."""
+"""A run that reads spans is resumed bit-equally, can be started from, and refuses settings of writing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Tree = Callable[..., dict[str, Any]]
 READ: dict[str, Any] = {
     "task": {"answer": "spans"},
     "spans": {"size": 16, "convolution": 3},
-    "lora": {"dropout": 0.1},  # so that the random state has to be restored too
+    "lora": {"dropout": 0.1},  # so that the random state must be restored too
     "train": {"max_steps": 6, "eval_steps": 3, "save_steps": 2, "loss_on": None, "learning_rate": 1e-3},
     "track": {"swanlab": "off"},
 }
@@ -33,26 +33,26 @@ records = bench("kills").lines_of
 
 
 def sections(**changed: dict[str, Any]) -> dict[str, Any]:
-    """The sections of READ with values laid over them."""
+    """Return the sections of READ, changed by these values."""
     return {name: {**READ.get(name, {}), **changed.get(name, {})} for name in {*READ, *changed}}
 
 
 @pytest.fixture(scope="module")
 def read_run(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A whole small run that reads, with two steps of masked tokens; its folder is not to be changed."""
+    """A whole small run that reads spans, with two steps of masked tokens; tests must not change its folder."""
     settings = {"masked_epochs": 0.5, "average": 0.9, "keep_checkpoints": 9}
     return train(parse_config(tree(tmp_path_factory.mktemp("read"), **sections(train=settings))))
 
 
 @pytest.fixture
 def plan_of(tree: Tree, tmp_path: Path) -> Callable[..., Any]:
-    """Plans a recipe that reads, with changes."""
+    """A function that plans a recipe that reads spans, with changes."""
     return lambda **changed: make_plan(prepare(parse_config(tree(tmp_path / "runs", **sections(**changed)))))
 
 
 @pytest.fixture
 def warm(read_run: Result, tree: Tree, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Makes a recipe without a shape that goes on with `read_run`."""
+    """A function that makes a recipe without a shape that starts from `read_run`."""
 
     def make(**changed: dict[str, Any]) -> dict[str, Any]:
         settings = {"from": str(read_run.folder), "max_steps": 1, "eval_steps": 1, **changed.get("train", {})}

@@ -1,4 +1,4 @@
-"""What a recipe leaves to the sizes of corpus and model is filled, and what it states is kept."""
+"""Settings that a recipe leaves open are chosen by the sizes of corpus and model; stated settings are kept."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_absent_values_are_those_of_the_row(row: Recommendation) -> None:
     assert (train.learning_rate, train.batch_examples, train.epochs, train.loss_on, lora.rank, lora.alpha) == (
         row.learning_rate, row.batch_examples, row.epochs, row.loss_on, row.rank, row.alpha
     )  # fmt: skip
-    assert with_values(filled, 1, 1) == filled  # as of a run that is resumed
+    assert with_values(filled, 1, 1) == filled  # as in a resumed run
 
 
 def test_stated_values_are_kept_and_alpha_follows_the_rank() -> None:
@@ -110,7 +110,7 @@ def test_that_spans_are_read_is_said_where_the_recipe_leaves_it_open(
     prepared = prepare(parse_config(tree(tmp_path, train={"loss_on": None})))
     assert (prepared.recipe.task.answer, prepared.task.answer, prepared.written) == ("spans", "spans", ())
     assert "set task.answer=jsonl to have them written" in capsys.readouterr().err.replace("\n", " ")
-    prepare(prepared.recipe)  # as of a run that is resumed
+    prepare(prepared.recipe)  # as in a resumed run
     assert "task.answer=jsonl" not in capsys.readouterr().err
 
 

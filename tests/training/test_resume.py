@@ -1,4 +1,4 @@
-"""A run that was killed or stopped, at any moment, ends as if it had not been: every figure equal to the last bit."""
+"""A run that was killed or stopped at any moment ends like an undisturbed one, with bit-equal results."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from spantune.training.measuring import Measuring
 Tree = Callable[..., dict[str, Any]]
 QUIET = {"swanlab": "off"}
 STEPS = 20
-# An epoch has 4 steps: checkpoints fall inside and at the end of epochs, with and without an evaluation.
+# An epoch has 4 steps, so checkpoints are inside and at the end of epochs, with and without an evaluation.
 LONG = {"max_steps": STEPS, "eval_steps": 4, "save_steps": 3}
-DROPOUT = {"dropout": 0.1}  # so that the random state has to be restored too
+DROPOUT = {"dropout": 0.1}  # so that the random state must be restored too
 records = bench("kills").lines_of
 
 
 @pytest.fixture(scope="module")
 def unbroken(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """The run that the others have to equal; its folder is not to be changed."""
+    """The undisturbed run with which the others are compared; tests must not change its folder."""
     return train(parse_config(tree(tmp_path_factory.mktemp("unbroken"), train=LONG, lora=DROPOUT, track=QUIET)))
 
 
 @pytest.fixture
 def long_recipe(tree: Tree, tmp_path: Path) -> Callable[..., Path]:
-    """Writes the recipe of `unbroken`, with changes, whose runs are under the test's folder."""
+    """A function that writes the recipe of `unbroken`, with changes; its runs are in the test's folder."""
 
     def make(**sections: dict[str, Any]) -> Path:
         path = tmp_path / "recipe.yaml"
@@ -62,7 +62,7 @@ def saved(folder: Path) -> list[int]:
 
 
 def assert_equal(folder: Path, unbroken: Result) -> None:
-    """Every line, prediction and weight is that of the unbroken run."""
+    """Check that every line, prediction and weight equals that of the undisturbed run."""
     assert records(folder) == records(unbroken.folder)
     for name in ("predictions", "adapter"):
         for path in sorted((unbroken.folder / name).iterdir()):
@@ -79,7 +79,7 @@ def resumed(folder: Path) -> Result:
 
 
 def started(spawn: Callable[..., Command], recipe: Path, step: int) -> tuple[Command, Path]:
-    """A run in a process of its own that has just recorded `step`."""
+    """Start a run in a process of its own and wait until it has recorded `step`."""
     folder = recipe.parent / "runs" / "tiny"
     running = spawn("train", recipe)
     running.wait_for(lambda: step in trained_steps(folder))
@@ -105,13 +105,13 @@ def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(
 
 
 def broken(unbroken: Result, parent: Path, keep: int | None) -> Path:
-    """A copy of the run as a kill -9 leaves it after step `keep` was saved; None: before any checkpoint."""
+    """Copy the run as a kill leaves it after checkpoint `keep` was saved; None: before any checkpoint."""
     folder = Path(shutil.copytree(unbroken.folder, parent / "tiny"))
     (folder / REPORT).unlink()
     for path in (folder / "checkpoints").iterdir():
         if keep is None or step_of(path) > keep:
             shutil.rmtree(path)
-    (folder / "checkpoints" / ".part" / "checkpoint-20").mkdir(parents=True)  # the next one was being written
+    (folder / "checkpoints" / ".part" / "checkpoint-20").mkdir(parents=True)  # the next checkpoint was being written
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 20, "ti')
     return folder
@@ -158,7 +158,7 @@ def test_the_best_so_far_stays_the_best_after_a_resume(tree: Tree, tmp_path: Pat
     lines = read_metrics(folder)
     for line in lines:
         if line["split"] == "dev" and line["step"] == 4:
-            line["f1"] = 0.99  # as if step 4 had been better than step 8, of which the adapter is
+            line["f1"] = 0.99  # as if step 4 had been better than step 8, whose adapter is saved
     write_jsonl(folder / "metrics.jsonl", lines)
     weights = (folder / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors").read_bytes()
     assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() != weights
@@ -195,7 +195,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
 
 
 def signalling(monkeypatch: pytest.MonkeyPatch, number: int, times: int, at: str) -> None:
-    """Send real signals to this process when the run begins to extract `at`, a split and step."""
+    """Send real signals to this process when the run begins to extract `at` (split and step)."""
     measure = Measuring.measure
 
     def measured(self: Measuring, documents: Any, split: str, step: int, **more: float) -> Any:
@@ -263,7 +263,7 @@ def test_a_stop_while_measuring_loses_nothing_and_closes_the_trackers(
 def stopped_run(
     tree: Tree, corpus: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """The parent of a stopped run with a model and corpora of its own, and a copy of all that."""
+    """The folder with a stopped run and its own model and corpora, and a copy of this folder."""
     parent = tmp_path_factory.mktemp("stopped") / "own"
     model = shutil.copytree(tiny_folder, parent / "model")
     files = {name: str(shutil.copy(corpus / f"{name}.jsonl", parent)) for name in ("train", "dev", "test")}
@@ -276,7 +276,7 @@ def stopped_run(
 
 @pytest.fixture
 def own_files(stopped_run: tuple[Path, Path]) -> Iterator[Path]:
-    """The folder of `stopped_run`, which may be changed together with what lies beside it; it is put back."""
+    """The folder of `stopped_run`; the test may change it and the files beside it, which are restored."""
     parent, copy = stopped_run
     yield parent / "runs" / "tiny"
     shutil.rmtree(parent)

@@ -1,4 +1,4 @@
-"""Progress, learning rates and the order of examples follow from steps, clock and seed."""
+"""Progress, learning rates and the order of examples depend only on steps, clock and seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def train_settings(**changes: Any) -> config.Train:
 
 
 class Hand(Clock):
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     def __init__(self, seconds: float = 0.0):
         super().__init__()
@@ -57,7 +57,7 @@ def test_the_schedule_follows_whichever_is_further_steps_or_clock() -> None:
     assert schedule.progress(80) == pytest.approx(0.8)
     clock.now = 500.0
     assert schedule.progress(10) == 1.0 and schedule.factor(10) == 0.0
-    assert Schedule(train_settings(), 100, clock).progress(10) == pytest.approx(0.1)  # no minutes, no clock
+    assert Schedule(train_settings(), 100, clock).progress(10) == pytest.approx(0.1)  # no limit of time, no clock
 
 
 def test_a_run_that_the_clock_ends_is_not_all_warm_up() -> None:

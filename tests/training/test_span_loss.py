@@ -1,4 +1,4 @@
-"""The loss of reading against its formula on dense matrices, and a head that learns its examples by heart."""
+"""The loss of reading spans equals its formula on dense matrices, and a head can learn its examples exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from spantune.training.span_loss import zlpr
 
 
 def by_formula(logits: Tensor, pack: SpanPack, documents: list[Document], longest: int) -> Tensor:
-    """log(1 + Σ exp(logit) of the others) + log(1 + Σ exp(-logit) of the entities), the mean over types, summed."""
+    """Return the sum over texts, and the mean over types, of the loss with one term for each kind of span.
+
+    The terms are log(1 + Σ exp(logit)) over the spans that are no entities and log(1 + Σ exp(-logit)) over entities.
+    """
     total = logits.new_zeros(())
     for document, start in zip(documents, pack.starts.tolist(), strict=True):
         for label, code in enumerate(("dis", "sym")):
@@ -37,7 +40,7 @@ def by_formula(logits: Tensor, pack: SpanPack, documents: list[Document], longes
 
 @pytest.mark.parametrize("longest", [6, 12])
 def test_the_loss_is_that_of_the_formula(longest: int) -> None:
-    """With texts that have no entity, one that is empty, an entity of two types, and one annotated twice."""
+    """Some texts have no entities, one is empty, one entity has two types, and one is annotated twice."""
     twice = Document("e", "ab", (Entity(0, 2, "dis"), Entity(0, 2, "sym"), Entity(0, 2, "dis")))
     documents = [*DOCUMENTS, twice]
     pack = span_pack(span_encoder(spans_settings(longest=longest)), documents)
@@ -52,7 +55,7 @@ def test_the_loss_is_that_of_the_formula(longest: int) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 60.0, 2000.0])
 def test_gradients_are_finite_whatever_the_logits_are(scale: float) -> None:
-    """Where nothing is inside, where nothing is gold, and where every score is certain and wrong."""
+    """They are finite also without spans, without gold entities, and if every score is certain and wrong."""
     pack = span_pack(span_encoder(spans_settings()), DOCUMENTS)
     logits = torch.full((len(pack.token), pack.width, 2), scale)
     logits[pack.gold.unbind(1)] = -scale
@@ -76,7 +79,7 @@ RARE = "".join(chr(code) for code in (0x1F469, 0x200D, 0x2695, 0x301, 0x202E, 0x
 
 @pytest.mark.no_cover
 def test_a_head_learns_by_heart_and_gives_back_exactly_what_it_has_learnt() -> None:
-    """Spans of every kind: inside a token of several characters, of parts of characters, nested, of two types."""
+    """Spans of every kind: inside a token of several characters, of parts of characters, nested, and of two types."""
     inside = Document("0", "abcde entit it", (Entity(1, 2, "sym"), Entity(0, 3, "dis"), Entity(7, 9, "dis")))
     odd = Document("1", RARE, (Entity(0, 3, "dis"), Entity(3, 4, "sym"), Entity(5, 7, "sym"), Entity(8, 9, "dis")))
     documents = [inside, odd, *drawn_texts(5, longest=14), Document("2", ""), Document("3", "no")]

@@ -1,4 +1,4 @@
-"""Splits are recognised by names, and two files that could both be meant are refused."""
+"""Splits are recognised by file names, and two files that could both be meant are refused."""
 
 from __future__ import annotations
 

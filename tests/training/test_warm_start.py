@@ -1,4 +1,4 @@
-"""A run that begins with the adapter of another: what has to agree, what it begins as, and that it needs it no more."""
+"""A run that starts from another run's adapter: what must agree, its first weights, and that it is then independent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ONE_STEP = {"max_steps": 1, "eval_steps": 1}
 
 @pytest.fixture
 def warm(trained: Result, tree: Tree, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Makes a recipe without a shape of the adapter that begins with a copy of `trained`, or what `start` names."""
+    """A function that makes a recipe without an adapter shape that starts from a copy of `trained`, or from `start`."""
     earlier = tmp_path / "earlier"
     shutil.copytree(trained.folder, earlier, ignore=shutil.ignore_patterns("swanlab", "checkpoints"))
 

@@ -1,4 +1,4 @@
-"""BioC JSON: passages, sentences, several locations, collections and lines, round trips and bad input."""
+"""BioC JSON: passages, sentences, entities with several locations, collections, round trips and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""brat's standoff folders: parts, kept lines, exact offsets, round trips, bad input, and real folders."""
+"""brat's standoff folders: parts of entities, lines that are kept, offsets, round trips, bad input and real folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NO_ANN = "text without .ann file: no entities"
 
 
 def pair(folder: Path, text: str | bytes, annotation: str | bytes | None, name: str = "a") -> Path:
-    """Write the two files, byte for byte."""
+    """Write the two files of a document with exactly these contents."""
     folder.mkdir(exist_ok=True)
     for suffix, content in ((".txt", text), (".ann", annotation)):
         if content is not None:
@@ -83,7 +83,7 @@ def test_lines_that_hang_on_an_entity_now_gone_are_left_out_and_counted(tmp_path
     document = next(document for document in formats.read(WARD).documents if document.id == "pain")
     kept = [entity for entity in document.entities if document.surface(entity) != "left hand"]
     notes = formats.write(tmp_path / "back", [document.with_entities([*kept, Entity(0, 4, "Sign")])], "brat")
-    # R1 names T1, M1 and #1 name R1, the equivalence T1: four lines.
+    # Four lines depend on T1: R1 names T1, M1 and #1 name R1, and the equivalence names T1.
     assert notes == {"line left out: its entity is gone": 4}
     gone = [
         line
@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     folder = pair(tmp_path / "in", "abc", "T1\tL 0 1\ta\n")
     pair(folder / "locked", "abc", "", "b")
 
-    def scandir(path: str) -> Any:  # the tests may run as root, whom no permission stops
+    def scandir(path: str) -> Any:  # file permissions do not stop tests that run as root
         if Path(path).name == "locked":
             raise PermissionError(13, "Permission denied", path)
         return real_scandir(path)
@@ -213,7 +213,7 @@ ids = st.text(
 
 @st.composite
 def for_brat(draw: st.DrawFn) -> Document:
-    """What brat can hold: labels without white space, entities that neither begin nor end with a line break."""
+    """Draw a document that brat can hold: no white space in labels, no line break at the ends of entities."""
     document = draw(annotated())
     entities = [
         replace(entity, label="".join(entity.label.split()) + "x")
@@ -385,5 +385,5 @@ def test_real_folders_are_recovered_whole(name: str, documents: int, entities: i
         kept = [line for line in stated if not line.startswith("T")]
         written = (tmp_path / "back" / f"{document.id}.ann").read_text("utf-8").splitlines()
         assert [line for line in written if not line.startswith("T")] == kept
-        if kept:  # ids count only where something names them
+        if kept:  # ids are kept only if another line names them
             assert sorted(written) == sorted(stated)

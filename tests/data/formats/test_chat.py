@@ -1,4 +1,4 @@
-"""Chat data: alpaca, messages, ShareGPT and UniversalNER, the instruction around the text, answers and bad input."""
+"""Chat data (alpaca, messages, ShareGPT, UniversalNER): instructions around the text, answers and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CHIP 2020's text: the fixture, round trips, bad lines, what it cannot hold, and the real file when it is there."""
+"""CHIP 2020's text format: fixture, round trips, bad lines, documents that it cannot hold, and the real file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_byte_order_mark_is_kept_as_text(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.lists(annotated(), min_size=1, max_size=4))
 def test_round_trip_keeps_texts_and_entities(documents: list[Document]) -> None:
-    """Of every document that it does not refuse, and it refuses what its docstring says, nothing else."""
+    """Documents that the format's docstring excludes must be refused, and all others must survive the round trip."""
     for document in documents:
         labels_stand = all(re.fullmatch(r"[^\s|](\S*[^\s|])?", e.label) for e in document.entities)
         bars = "|||" in document.text or any("|||" in entity.label for entity in document.entities)
@@ -134,7 +134,7 @@ def test_the_real_file_is_recovered_whole(tmp_path: Path) -> None:
     assert (corpus.format, len(corpus.documents), corpus.notes) == ("chip", 500, {UNVERIFIED: 2258})
     lines = (SHARED / "cmeee_v1/train.jsonl").read_text("utf-8").splitlines()
     stated = {record["text"]: record["entities"] for record in map(json.loads, lines)}
-    for document in corpus.documents:  # the same sentences with their surfaces
+    for document in corpus.documents:  # these are the same sentences, with surfaces
         expected = {(e["entity_text"], e["start_idx"], e["entity_label"]) for e in stated[document.text]}
         assert {(document.surface(e), e.start, e.label) for e in document.entities} == expected
     formats.write(tmp_path / "again.txt", corpus.documents, "chip")

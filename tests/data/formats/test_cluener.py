@@ -1,4 +1,4 @@
-"""CLUENER: inclusive ends, surfaces that are verified, meta, round trips and bad input."""
+"""CLUENER: inclusive end offsets, verified surfaces, meta, round trips and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CoNLL: fixtures, schemes, joining, round trips, bad lines, what it cannot hold, and the real files when there."""
+"""CoNLL: fixtures, tag schemes, joining tokens, round trips, bad lines, documents that it cannot hold, real files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def found(documents: object) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def lines(*rows: str) -> str:
-    """Token lines from "token tag" rows; an empty one ends a sentence."""
+    """Return token lines for rows of "token tag"; an empty row ends a sentence."""
     return "".join(row.replace(" ", "\t") + "\n" for row in rows)
 
 
@@ -212,7 +212,7 @@ def test_fixtures_come_back_from_writing(name: str, scheme: str, tmp_path: Path)
     corpus = formats.read(FIXTURES / name)
     notes = formats.write(tmp_path / "x", corpus.documents, "conll", Options(scheme=scheme))  # type: ignore[arg-type]
     back = formats.read(tmp_path / "x")
-    if name == "universal.conll":  # whose texts no rule makes from their tokens
+    if name == "universal.conll":  # no rule makes its texts from their tokens
         assert notes[SPACES] == 2
         assert [entities for _, entities in found(back.documents)] == [[("potassium", "ite")], [("CT检查", "equ")]]
         return
@@ -281,7 +281,7 @@ def _writable(document: Document, nested: str, path: Path) -> bool:
 
 
 def _squeezed(document: Document, entities: tuple[Entity, ...]) -> tuple[str, Counter[tuple[int, int, str]]]:
-    """The text without white space, and the entities in it."""
+    """Return the text without white space, and counts of the entities in it."""
     text = document.text
 
     def solid(place: int) -> int:
@@ -301,7 +301,7 @@ _rows = st.lists(st.tuples(_tokens, st.sampled_from(["O", "x", "+x", "y-z"])), m
 @settings(deadline=None)
 @given(st.lists(_rows, min_size=1, max_size=4))
 def test_a_file_is_written_as_it_was_read(sentences: list[list[tuple[str, str]]]) -> None:
-    """With tokens of any kind; `+x` goes on with an entity where one of that label stands before it."""
+    """Tokens are of any kind; the tag `+x` continues an entity if one with this label is before it."""
     content = ""
     for sentence in sentences:
         before = "O"
@@ -374,7 +374,7 @@ def test_bad_input_is_refused_by_name(content: str | bytes, fragments: list[str]
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError) as caught:
         formats.write(tmp_path / "out.jsonl", formats.stream(path, "conll", Counter()))
-        formats.read(path, "conll")  # notices a repeated id, as streaming does not
+        formats.read(path, "conll")  # reading finds a repeated id, but streaming does not
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
     assert [left.name for left in tmp_path.iterdir() if left != path] == ["out.jsonl"] * ("field id" in fragments)
 

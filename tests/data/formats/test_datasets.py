@@ -1,4 +1,4 @@
-"""Folders that Hugging Face `datasets` saved: fixtures that it wrote, round trips, bad input and the real files."""
+"""Folders saved by Hugging Face `datasets`: fixtures that it wrote, round trips, bad input and real files."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ ENTITY = {"start": 0, "end": 4, "label": "x"}
 
 
 def _texts(entities: Any, text: Any = "lung") -> dict[str, list[Any]]:
-    """Two rows, the second as given."""
+    """Return two rows, of which the second has these values."""
     good: Any = "[]" if isinstance(entities, str) else []
     return {"text": ["ok", text], "entities": [good, entities]}
 
@@ -319,7 +319,7 @@ def test_real_documents_come_back(tmp_path: Path) -> None:
 @needs_datasets
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
 def test_real_tags_are_decoded(tmp_path: Path) -> None:
-    """WNUT-17's tokens and tags as the library would hold them, counted by their B-."""
+    """WNUT-17's tokens and tags as `datasets` would hold them; there are as many entities as B- tags."""
     file = next((SHARED / "wnut17").glob("*train*"))
     lines = file.read_text("utf-8").splitlines()
     blocks = [list(block) for filled, block in groupby(lines, lambda line: bool(line.strip())) if filled]

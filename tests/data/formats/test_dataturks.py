@@ -1,4 +1,4 @@
-"""DataTurks: inclusive ends, several labels, what is left out, and that it is only read."""
+"""DataTurks: inclusive end offsets, several labels, what is left out, and that the format is read-only."""
 
 from __future__ import annotations
 

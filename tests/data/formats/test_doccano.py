@@ -1,4 +1,4 @@
-"""doccano's JSONL: its layouts, relations, round trips, bad input, and doccano's own examples when they are there."""
+"""doccano's JSONL: its layouts, relations, round trips, bad input and doccano's own examples."""
 
 from __future__ import annotations
 

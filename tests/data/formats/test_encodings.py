@@ -1,4 +1,4 @@
-"""Files that are not UTF-8: read where the encoding is named or marked, else refused with a hint that fits."""
+"""Files that are not UTF-8 are read if their encoding is named or marked, else refused with a fitting hint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every format: fixtures, round trips, recognition, bad input, and the real files when they are there."""
+"""Properties of every format: fixtures, round trips, recognition, bad input, and the real files if they are present."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILES = {
 
 
 def round_trip(documents: list[Document], format: str, suffix: str = ".jsonl") -> tuple[Document, ...]:
-    """What is read back after writing; the format is recognised, not told, where there is something to recognise."""
+    """Write documents and read them back; the format is not named if there is an entity to recognise it by."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"back{suffix}"
         formats.write(path, documents, format)
@@ -333,7 +333,7 @@ def test_bad_input_is_refused_by_name(format: str | None, content: bytes, fragme
 
 
 def test_an_array_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With chunks of every small size, so that values, escapes and characters are cut everywhere."""
+    """Every small chunk size is tried, so that values, escapes and characters are cut at every place."""
     expected = formats.read(FIXTURES / "cmeee/array.json").documents
     for size in (1, 2, 3, 7, 64):
         monkeypatch.setattr(text_files, "CHUNK", size)
@@ -511,7 +511,7 @@ LOSSLESS = {"few_shot": ".jsonl", "cmeee": ".json", "native": ".jsonl", "label_s
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
 def test_real_documents_survive_every_lossless_format_in_a_row(tmp_path: Path) -> None:
-    """The published file, mended, through all of them and back to itself."""
+    """The published file is repaired and converted through all these formats and back."""
     source = formats.read(SHARED / "cmeee_v2_few_shot/cmeee.jsonl").documents
     documents = source
     for format, suffix in [*LOSSLESS.items(), ("few_shot", ".jsonl")]:
@@ -523,7 +523,7 @@ def test_real_documents_survive_every_lossless_format_in_a_row(tmp_path: Path) -
 
 
 def test_an_array_of_unannotated_texts_on_one_line_is_recognised_in_one_pass(tmp_path: Path) -> None:
-    """With the file's beginning searched for each text, this took minutes."""
+    """Searching the beginning of the file again for each text took minutes."""
     records = [{"text": f"患者腹痛三天，无发热，见 {{sym|x}}。{number}", "entities": []} for number in range(15_000)]
     path = tmp_path / "texts.json"
     path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")

@@ -153,7 +153,7 @@ def test_entities_with_scores_are_written_as_a_prediction_to_review(tmp_path: Pa
             }
         ],
     }
-    # A text in which nothing was predicted must not come up as annotated.
+    # A text without predictions must not be read as an annotated text.
     assert [set(task) - {"data", "meta"} for task in tasks(tmp_path / "out.json")] == 3 * [{"predictions"}]
     assert formats.read(tmp_path / "out.json").documents == tuple(documents)
 

@@ -1,4 +1,4 @@
-"""Formats that installed packages add: found by their metadata, loaded when they are needed, and named when broken."""
+"""Formats of installed packages: found by metadata, loaded only when needed, and named in the error if they fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ mute = Format(read, None, lambda sample: False)
 
 
 def install(folder: Path, package: str, entries: str, code: str = CODE) -> None:
-    """Put a small distribution into `folder`: a module and the metadata that names its entry points."""
+    """Install a small distribution into `folder`: a module, and metadata with its entry points."""
     (folder / f"{package}.py").write_text(code, encoding="utf-8")
     metadata = folder / f"{package}-1.0.dist-info"
     metadata.mkdir()

@@ -1,4 +1,4 @@
-"""PubTator: title and abstract, concepts and relations kept, round trips and bad input."""
+"""PubTator: title and abstract, kept concepts and relations, round trips and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every format writes, it reads: the same documents, but for what is refused or counted; nothing in silence."""
+"""Every format reads back what it writes; each loss is either refused or counted in a note."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from helpers.strategies import annotated, characters
 from spantune.core import DataError, Document, Entity
 from spantune.data import formats
 
-# The names by which a writer tells its kinds of files apart; other writers take any name.
+# File names that select a writer's kind of file; other writers accept any name.
 NAMES = {
     "cmeee": ("back.json", "back.jsonl"),
     "chat": ("back.json", "back.jsonl"),
@@ -30,7 +30,7 @@ NEEDED = {"back.spacy": "spacy", "back.parquet": "pyarrow", "datasets": "dataset
 WRITTEN = [name for name, format in formats.FORMATS.items() if format.write]
 FILES = [(name, file) for name in WRITTEN for file in NAMES.get(name, ("back",))]
 IDS = [f"{name}{Path(file).suffix}" for name, file in FILES]
-# What a note that counts a loss of each kind says.
+# Words in a note that counts a loss of this kind.
 SAYS = {
     "id": ("id ", "id's"),
     "score": ("score",),
@@ -50,7 +50,7 @@ ids = words.filter(bool) | st.sampled_from(["1", "01", "d/2", "x y", "-1", "1e5"
 
 @st.composite
 def corpora(draw: st.DrawFn) -> list[Document]:
-    """Documents with equal entities, some with scores, odd ids and any meta."""
+    """Draw documents with repeated entities, scores, unusual ids and any meta."""
     on_a_line, scores = draw(st.booleans()), st.sampled_from(draw(st.sampled_from([[None], [0.0, 1.0], [None, 0.25]])))
     texts = draw(st.lists(annotated(crossing=not on_a_line, on_a_line=on_a_line), min_size=1, max_size=3))
     names = draw(st.lists(ids, min_size=len(texts), max_size=len(texts), unique=True))
@@ -76,7 +76,7 @@ PLAIN = [Document("a", "lung pain", (Entity(0, 4, "b"), Entity(0, 9, "sign\r")))
 
 
 def differences(before: Sequence[Document], after: Sequence[Document]) -> set[str]:
-    """In what the documents differ, by the names of `SAYS`; tokens that a reader adds to the meta are no difference."""
+    """Return the kinds of difference, as named in `SAYS`; tokens that a reader adds to the meta are ignored."""
     if len(before) != len(after):
         return {"document"}
     kinds = set()
@@ -126,7 +126,7 @@ def test_what_is_written_is_read_or_refused_or_counted(format: str, file: str) -
                 return
             back = formats.read(path, format)
         after = list(back.documents)
-        if format == "brat":  # its documents are in the order of their names
+        if format == "brat":  # brat reads documents in the order of their names
             documents, after = (sorted(given, key=lambda document: document.id) for given in (documents, after))
         said = [*notes, *back.notes]
         for kind in differences(documents, after):

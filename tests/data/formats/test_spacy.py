@@ -1,4 +1,4 @@
-"""spaCy's DocBin and Prodigy's JSONL: fixtures that they wrote, round trips, bad input and the real files."""
+"""spaCy's DocBin and Prodigy's JSONL: fixtures written by them, round trips, bad input and the real files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TAIL = [
 
 
 def to_docs(path: Path) -> list[Any]:
-    """The Docs of a file, as spaCy itself reads them."""
+    """Return the Docs of a file as spaCy itself reads them."""
     import spacy
     from spacy.tokens import DocBin
 
@@ -98,7 +98,7 @@ def test_tokens_are_words_characters_and_white_space_split_at_entities(tmp_path:
     assert doc.text == text
     assert [(t.text, bool(t.whitespace_)) for t in doc] == [
         ("Kidney", False),
-        (" ", False),  # an entity begins with it
+        (" ", False),  # an entity begins with this space
         ("dis", False),
         ("ease", False),
         ("肾", False),
@@ -107,7 +107,7 @@ def test_tokens_are_words_characters_and_white_space_split_at_entities(tmp_path:
         ("3", True),
         (" ", False),
         ("mg", False),
-        (" ", False),  # an entity ends with it
+        (" ", False),  # an entity ends with this space
         ("\n", False),
     ]
     assert [(e.text, e.start_char, e.label_) for e in doc.ents] == [
@@ -232,7 +232,7 @@ def test_bad_jsonl_is_refused_by_place_and_leaves_nothing(content: bytes, fragme
 
 
 def _packed(**changes: Any) -> bytes:
-    """The fixture with parts of it changed."""
+    """Return the fixture's bytes with some of its parts replaced."""
     import srsly
 
     parts = srsly.msgpack_loads(zlib.decompress((FIXTURES / "spacy/clinic.spacy").read_bytes()))

@@ -1,4 +1,4 @@
-"""Entities without offsets: their layouts, the order that anchors them, what is ambiguous, and bad input."""
+"""Entities without offsets: their layouts, the order in which they are anchored, ambiguity, and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CSV, TSV and Parquet: fixtures that other programs wrote, round trips, bad input and the real files."""
+"""CSV, TSV and Parquet: fixtures written by other programs, round trips, bad input and the real files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_csv_keeps_ids_and_other_columns_and_notes_its_line_ends() -> None:
     corpus = formats.read(FIXTURES / "table/clinic.csv")
     assert corpus.documents[2].id == "clinic/2"
     assert [document.meta for document in corpus.documents] == [{}, {}, {"ward": "2"}, {}, {"ward": "7"}, {}]
-    assert corpus.notes == {CRLF_NOTE: 7}  # the break inside a cell is a line feed
+    assert corpus.notes == {CRLF_NOTE: 7}  # the line break inside a cell is a line feed
     corpus = formats.read(FIXTURES / "table/triples.tsv")
     assert corpus.documents[2].id == "triples-3"
     assert corpus.notes == {
@@ -89,7 +89,7 @@ def test_round_trip_is_the_identity(suffix: str, documents: list[tuple[Document,
 
 
 def _meta(value: str | None) -> dict[str, Any]:
-    """Strings that UTF-8 can hold; a document may lack the key."""
+    """Return a meta whose strings UTF-8 can encode; None leaves the key out."""
     return {} if value is None or not value.isprintable() else {"ward": value, 'a "b",\n;': value}
 
 
@@ -189,7 +189,7 @@ def test_a_broken_row_does_not_end_reading(tmp_path: Path) -> None:
 
 
 def test_a_long_cell_is_read(tmp_path: Path) -> None:
-    documents = (Document("a", "肺" * 200_000),)  # past the csv module's own limit
+    documents = (Document("a", "肺" * 200_000),)  # longer than the csv module's default limit
     formats.write(tmp_path / "x.csv", documents, "table")
     assert formats.read(tmp_path / "x.csv").documents == documents
 

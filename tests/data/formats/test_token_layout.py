@@ -1,4 +1,4 @@
-"""Token files unlike plain CoNLL: indexes, layers, spellings of tags, headers, documents, spaces, empty tokens."""
+"""Token files unlike plain CoNLL: indexes, layers, tag spellings, headers, documents, spaces, empty tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IO_NOTE = "tags without B and I: neighbours of one type read as one entity"
 
 
 def read(folder: Path, content: str, options: Options | None = None) -> Corpus:
-    """The content as a file, whose format is recognised."""
+    """Write the content to a file, recognise its format and read it."""
     path = folder / "file.tsv"
     path.write_text(content, encoding="utf-8")
     corpus = formats.read(path, None, options or Options())

@@ -1,4 +1,4 @@
-"""Tokens and tags of Hugging Face data sets: names of columns, numbers, Parquet, round trips and bad input."""
+"""Hugging Face data sets of tokens and tags: column names, numbered tags, Parquet, round trips and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""UIE: the lines of one content as one document, prompts of relations, round trips and bad input."""
+"""UIE: the lines with one content make one document; prompts of relations, round trips and bad input."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Answers: written, read back to spans, and held to the text by a grammar.
+"""The answer format `jsonl`: written, read back as spans, and constrained to the text by a grammar.
 
-`skips` states when the cursor is exact: unless a mention stands, unannotated, between the start of the entity
-before it and its own start. The ceilings on CMeEE follow from how often that happens there.
+Reading uses a cursor, and `skips` states when this is exact: no mention may also occur, unannotated, between the start
+of the previous entity and its own start. How often this happens in CMeEE limits the F1 that can be reached there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GUIDE = llguidance.hf.from_tokenizer(TOKENIZER, n_vocab=len(TOKENIZER), eos_toke
 
 
 def skips(document: Document) -> bool:
-    """Whether some mention occurs, later in order than the entity before it, ahead of its own place."""
+    """Whether some mention also occurs before its own place, at a place that follows the previous entity in order."""
     last = Entity(0, 0, "")
     for entity in document.entities:
         size = entity.end - entity.start
@@ -53,7 +53,7 @@ def line(text: str, label: str = "sym") -> str:
 
 
 def accepts(grammar: str | None, answer: str) -> bool:
-    """Whether the whole of `answer` may be written and may then end."""
+    """Whether the grammar allows the whole of `answer` and its end."""
     assert grammar is not None
     matcher = LLMatcher(GUIDE, LLMatcher.grammar_from_lark(grammar))
     assert not matcher.get_error(), matcher.get_error()
@@ -118,7 +118,7 @@ def test_what_the_seeds_format_cannot_read_back_is_a_problem() -> None:
 @given(documents())
 def test_the_grammars_accept_every_gold_answer(document: Document) -> None:
     for task in (TASK, SEED, WITH_EMPTY):
-        if task is SEED:  # unescaped: a quote in the text is taken for more of the mention
+        if task is SEED:  # not escaped, so a quote in the text would seem to be a part of the mention
             document = Document("1", document.text.replace('"', "”"), document.entities)
         form = answer_format(task)
         assert accepts(form.grammar(document.text, task, None), form.render(document, task))
@@ -136,7 +136,7 @@ def test_the_grammars_know_every_label_as_it_is_written(code: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        line("肺痛"),  # its characters are in the text, the string is not
+        line("肺痛"),  # all characters are in the text, but not this string
         line("炎肺"),
         line("肺炎肺"),
         line("肺炎", "bod"),
@@ -149,7 +149,7 @@ def test_the_grammars_know_every_label_as_it_is_written(code: str) -> None:
         line("肺炎").replace(": ", ":"),
         line("肺炎")[:-3],
         line("\n"),
-        line("痛\\n"),  # white space at an end
+        line("痛\\n"),  # white space at the end
         line("\\n"),
         line('"'),
         line("\\u80ba"),
@@ -177,23 +177,23 @@ def test_the_grammar_of_an_empty_answer_and_of_an_empty_text() -> None:
 @pytest.mark.parametrize(
     ("mentions", "expected", "problems"),
     [
-        # the cursor stays on the start of the last: the second 痛 is another
+        # the cursor stays at the start of the last entity, so the second 痛 is another occurrence
         ([("痛", "sym"), ("痛", "sym")], [(1, 2, "sym"), (4, 5, "sym")], []),
         ([("腹", "bod"), ("腹痛", "sym")], [(3, 4, "bod"), (3, 5, "sym")], []),
-        # the same span may carry two labels
+        # one span may have two labels
         ([("头痛", "sym"), ("头痛", "dis")], [(0, 2, "sym"), (0, 2, "dis")], []),
-        # after 腹, 痛 is the one behind it
+        # after 腹, the next 痛 is taken
         ([("腹", "bod"), ("痛", "sym")], [(3, 4, "bod"), (4, 5, "sym")], []),
-        # an answer out of order: 头 is looked for again from the front, and the cursor goes with it
+        # out of order: 头 is searched for from the beginning, and the cursor moves there
         ([("腹", "bod"), ("头", "bod"), ("痛", "sym")], [(3, 4, "bod"), (0, 1, "bod"), (1, 2, "sym")], []),
-        # going back does not open what was stated for another time
+        # after going back, an entity that was stated still cannot be stated again
         ([("腹", "bod"), ("头", "bod"), ("腹", "bod")], [(3, 4, "bod"), (0, 1, "bod")], [("repeated", "腹")]),
-        # third of two
+        # the text has two, and this is the third
         ([("痛", "sym")] * 3, [(1, 2, "sym"), (4, 5, "sym")], [("repeated", "痛")]),
-        # a problem moves nothing
+        # a problem does not move the cursor
         ([("痛", "bad"), ("痛", "sym")], [(1, 2, "sym")], [("label", "bad")]),
         ([("发热", "sym"), ("", "sym"), ("痛", "sym")], [(1, 2, "sym")], [("ungrounded", "发热"), ("ungrounded", "")]),
-        # the label is looked at first
+        # the label is checked first
         ([("发热", "bad")], [], [("label", "bad")]),
     ],
 )
@@ -228,7 +228,7 @@ BAD_LINES = [
     '{"entity_text": null, "entity_label": "sym"}',
     '["肺炎", "sym"]',
     "null",
-    '{"entity_text": "\\ud83d", "entity_label": "sym"}',  # half a pair cannot be written to a file
+    '{"entity_text": "\\ud83d", "entity_label": "sym"}',  # half of a surrogate pair cannot be written to a file
     "1" * 5000,
     "[" * 100_000 + "1",
     "{" * 2000 + "1",

@@ -1,4 +1,4 @@
-"""`grouped` and `inline`: written, read back, and held to the text; and what all formats promise alike."""
+"""The answer formats `grouped` and `inline`, and the properties that all answer formats share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def of_labels(*codes: str, **changes: Any) -> TaskSpec:
 
 
 def writable(constraint: Constraint, task: TaskSpec, text: str, answer: list[int], tokenizer: Any) -> bool:
-    """Whether an answer may be written token by token, what is forced being its own, and may then end."""
+    """Whether the grammar allows an answer token by token, with equal forced tokens, and then its end."""
     try:
         Guide(constraint, Encoder(tokenizer, task), text).choices(answer)
     except ModelError:
@@ -58,7 +58,7 @@ def shown(parsed: Parsed) -> list[tuple[int, int, str]]:
 
 
 def same_label(document: Document, relation: Any) -> bool:
-    """Whether two entities of one label stand in a relation."""
+    """Whether two entities with one label have this relation."""
     return any(
         one.label == other.label and relation(one, other)
         for one in document.entities
@@ -100,7 +100,7 @@ def test_grouped_comes_back_with_all_its_mentions_in_order(document: Document) -
 @settings(max_examples=60, deadline=None)
 @given(documents())
 def test_the_grammar_takes_every_gold_answer_of_its_own_tokens(document: Document) -> None:
-    """Renewed after each entity, with forced tokens that are the tokenizer's own."""
+    """The grammar is renewed after each entity, and each forced token must be the tokenizer's own."""
     for answer in ("jsonl", "jsonl_seed", "grouped", "inline"):
         task = TASK.model_copy(update={"answer": answer})
         known = document
@@ -112,7 +112,7 @@ def test_the_grammar_takes_every_gold_answer_of_its_own_tokens(document: Documen
             continue
         parsed = answer_format(task).parse(answer_format(task).render(known, task), known.text, task)
         if answer != "inline" and set(parsed.entities) != set(known.entities):
-            continue  # a mention that is meant later than where it is found
+            continue  # the mention would be read at an earlier place
         assert gold_is_writable(known, task), (answer, known)
 
 
@@ -123,7 +123,7 @@ def test_labels_are_written_as_they_are_read(answer: str, code: str) -> None:
     document = Document("1", "肺炎<i>a", (Entity(0, 1, "i"), Entity(0, 2, code)))
     assert gold_is_writable(document, task)
     if answer == "jsonl_seed" and '"' in code:
-        return  # which cannot be read back for certain
+        return  # such an answer cannot be read back reliably
     parsed = answer_format(task).parse(answer_format(task).render(document, task), document.text, task)
     assert set(parsed.entities) == set(document.entities) and not parsed.problems
 
@@ -140,11 +140,11 @@ def test_labels_are_written_as_they_are_read(answer: str, code: str) -> None:
         ('{"a": [""]}\n', False),
         ('{"c": ["肺"]}\n', False),
         ('{"a": ["肺痛"]}\n', False),
-        ('{"b": ["肺"], "a": ["肺"]}\n', False),  # labels in another order
+        ('{"b": ["肺"], "a": ["肺"]}\n', False),  # wrong order of labels
         ('{"a": ["肺"], "a": ["炎"]}\n', False),
-        ('{"a": ["炎", "肺炎"]}\n', False),  # nothing later
-        ('{"a": ["肺炎", "肺炎"]}\n', False),  # once in the text
-        ('{"a": ["肺", "肺", "肺"]}\n', False),  # twice
+        ('{"a": ["炎", "肺炎"]}\n', False),  # 肺炎 does not follow 炎 in order
+        ('{"a": ["肺炎", "肺炎"]}\n', False),  # the text has it once
+        ('{"a": ["肺", "肺", "肺"]}\n', False),  # the text has it twice
     ],
 )
 def test_what_grouped_may_write(answer: str, right: bool) -> None:
@@ -157,7 +157,7 @@ def test_what_grouped_may_write(answer: str, right: bool) -> None:
         ("肺炎&amp;咳&lt;\n", True),
         ("<a>肺</a>炎&amp;咳&lt;\n", True),
         ("<a><b>肺</b>炎</a>&amp;<a>咳&lt;</a>\n", True),
-        ("<a>肺<b>炎</a>&amp;咳</b>&lt;\n", True),  # crossing
+        ("<a>肺<b>炎</a>&amp;咳</b>&lt;\n", True),  # crossing entities
         ("肺炎&amp;咳&lt;", False),
         ("肺炎&咳<\n", False),
         ("肺炎&amp;咳\n", False),
@@ -216,7 +216,7 @@ def test_grouped_reads_what_is_plain(answer: str, expected: list[Any], problems:
         ("肺</a>炎 x\n", [], ["invalid"]),
         ("<a></a>肺炎 x\n", [], ["invalid"]),
         ("<a><a>肺</a></a>炎 x\n", [(0, 1, "a")], ["repeated"]),
-        ("<a>肺</a>炎，<b>x</b>\n", [(0, 1, "a"), (3, 4, "b")], ["repaired"]),  # another text: looked for
+        ("<a>肺</a>炎，<b>x</b>\n", [(0, 1, "a"), (3, 4, "b")], ["repaired"]),  # other text: searched for
         ("<a>痛</a>\n", [], ["ungrounded", "repaired"]),
         ("<c>肺</c>炎 x\n", [], ["repaired"]),
     ],
@@ -275,13 +275,13 @@ BLANKS = st.text(st.sampled_from('a肺\\ \n\t\u3000\x1f\xa0n<"'), min_size=1, ma
 def test_a_mention_can_be_written_unless_white_space_is_at_its_ends(
     answer: str, text: str, data: st.DataObject
 ) -> None:
-    """In every format, whatever is escaped; `\\\\n` in an answer is a backslash and an n, and no line break."""
+    """This holds in every format with its escapes; `\\\\n` in an answer is a backslash and an n, not a line break."""
     task = of_labels("a", "b", answer=answer)
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
     surface = text[start:end]
     if answer == "jsonl_seed" and '"' in text:
-        return  # which it does not escape
+        return  # this format does not escape quotes
     document = Document("d", text, (Entity(start, end, "a"),))
     ids = Encoder(BYTES, task).answer_ids(document)
     assert writable(CONSTRAINTS[0], task, text, ids, BYTES) == (surface == surface.strip())
@@ -315,7 +315,7 @@ def test_inline_answers_at_random_end_and_have_no_white_space_at_the_ends(text: 
 
 
 def at_random(task: TaskSpec, text: str, seed: int) -> Parsed:
-    """What a model that knows nothing writes under the grammar, to its end."""
+    """Write an answer of random tokens that the grammar allows, and parse it."""
     import random
 
     chance, encoder = random.Random(seed), Encoder(BYTES, task)
@@ -340,7 +340,7 @@ def overlap(parsed: Parsed) -> bool:
 @given(st.text("ab 肺", max_size=8), st.integers(0, 2**32))
 @pytest.mark.parametrize("answer", FORMATS)
 def test_whatever_is_written_for_a_flat_task_does_not_overlap(answer: str, text: str, seed: int) -> None:
-    labels = ("a",) if answer == "grouped" else ("a", "b")  # whose lists are held apart by `read_answer`
+    labels = ("a",) if answer == "grouped" else ("a", "b")  # only `read_answer` compares the lists
     parsed = at_random(of_labels(*labels, answer=answer, nested=False), text, seed)
     assert not overlap(parsed) and all(problem.kind != "invalid" for problem in parsed.problems)
 

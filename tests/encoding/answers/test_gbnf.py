@@ -1,4 +1,4 @@
-"""The grammar for llama.cpp allows what the grammar for llguidance allows, and nothing else."""
+"""The GBNF grammar for llama.cpp allows exactly what the grammar for llguidance allows."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def test_forced_text_is_spelled_in_the_tokens_that_are_given() -> None:
 
     root, entity, label = gbnf("ab", TASK.model_copy(update={"empty_answer": None}), spell).splitlines()[:3]
     assert root == "root ::= entity*"
-    assert re.fullmatch(r'entity ::= <\[\d+\]>.* "\\": \\"" s0 label', entity)  # the mention may join the last token
+    assert re.fullmatch(r'entity ::= <\[\d+\]>.* "\\": \\"" s0 label', entity)  # the mention may share its last token
     alternatives = label.removeprefix("label ::= ").split(" | ")
     assert len(alternatives) == len(TASK.codes)
     assert all(re.fullmatch(r'"\\", \\"entity_label"( <\[\d+\]>)+', text) for text in alternatives)
-    half = gbnf("ab", TASK, lambda text: [(1, "\ufffd")])  # a token is a part of a character
+    half = gbnf("ab", TASK, lambda text: [(1, "\ufffd")])  # the token is a part of a character
     assert "<[" not in half and half.splitlines()[1] == 'entity ::= "{\\"entity_text\\": \\"" s0 label'

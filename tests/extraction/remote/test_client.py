@@ -1,4 +1,4 @@
-"""Requests are retried after pauses that grow, until a document is refused or the server is given up."""
+"""Requests are retried with growing pauses until the document or the server is given up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 
 class Asked:
-    """A client whose server is a function; `times` are those of the requests for completions."""
+    """A client whose server is a function; `times` has the times of the requests for completions."""
 
     def __init__(self, answer: Callable[[int], httpx.Response], *, well: bool = True, **options: object):
         self.times: list[float] = []
@@ -108,7 +108,7 @@ def test_patience_begins_with_the_first_failure_and_ends_with_an_answer() -> Non
         lambda number: httpx.Response(503 if number % 2 else 200, json={}),
         patience=Patience(first=0.15, longest=0.15, seconds=0.2),
     )
-    time.sleep(0.3)  # nothing to do
+    time.sleep(0.3)  # nothing to do in this time
     for _ in range(4):
         asked.complete()
 

@@ -1,4 +1,4 @@
-"""A server that runs the same model gives the same Documents, in order, through failures, pauses and refusals."""
+"""A server with the same model gives the same Documents in the same order, despite failures, pauses and refusals."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def encoder() -> Encoder:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """A tiny model that has learnt the answers to GOLD by heart, nearly."""
+    """A tiny model that has been trained until it nearly knows the answers to GOLD."""
     coder = encoder()
     examples = [coder.example(document) for document in GOLD]
     model = tiny_model("phi3", vocabulary=280)
@@ -165,7 +165,7 @@ def test_a_server_that_refuses_grammars_is_asked_without(
 def test_one_refused_grammar_costs_one_text_its_grammar(
     model: Any, local: list[Extraction], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whichever text it is, and however long each request takes; of 50, the other 49 are asked with theirs."""
+    """For every concurrency, only this text is asked without its grammar; the other 49 are asked with theirs."""
     bad = encoder().prompt_ids(GOLD[1].text)
 
     def trouble(number: int, request: dict[str, Any]) -> Response | None:
@@ -189,7 +189,7 @@ def test_one_refused_grammar_costs_one_text_its_grammar(
 
 
 def test_a_server_that_ignores_grammars_is_noticed(model: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """As one does that is said to be vLLM and is not."""
+    """The server is named as vLLM, but it ignores vLLM's field for the grammar."""
     noise = tiny_model("phi3", vocabulary=280)
     with serving(CompletionsServer(noise, byte_tokenizer(MERGES), "llamacpp")) as server:
         asked = Server(server.url, patience=QUICK)
@@ -199,7 +199,7 @@ def test_a_server_that_ignores_grammars_is_noticed(model: Any, caplog: pytest.Lo
 
 
 def at_times(number: int, request: dict[str, Any]) -> Response | str | None:
-    """Each prompt fails once or twice, in a way of its own."""
+    """Fail some of the first requests, each in another way."""
     return {
         0: Response(500, {"error": {"message": "out of memory"}}),
         1: Response(429, {"error": "busy"}, {"Retry-After": "0.05"}),
@@ -316,7 +316,7 @@ def test_a_server_that_stays_away_is_given_up_in_one_sentence(model: Any) -> Non
         extractor = remote(server, patience=Patience(first=0.02, longest=0.1, seconds=0.5), attempts=50)
         with pytest.raises(ModelError, match=r"given up.*500 Internal Server Error: broken"):
             list(extractor.stream(GOLD * 50, strict=False))
-        assert len(server.requests) < 60  # and was left alone meanwhile
+        assert len(server.requests) < 60  # no request was sent while the client waited
 
 
 @pytest.mark.no_cover
@@ -437,7 +437,7 @@ def test_a_model_trained_on_choices_needs_the_grammar(model: Any, local: list[Ex
 
 @pytest.mark.parametrize("answer", ["jsonl", "grouped"])
 def test_llama_cpp_chooses_among_what_the_grammar_allows(model: Any, answer: Any) -> None:
-    """It is asked only where there is a choice, and its slots keep what they have computed."""
+    """A request is sent only where there is a choice, and the server's slots keep their caches."""
     known = encoder()
     known.task = TASK.model_copy(update={"answer": answer})
     here = list(Extractor(model, known, SETTINGS, on_choices=True).stream(GOLD))
@@ -449,7 +449,7 @@ def test_llama_cpp_chooses_among_what_the_grammar_allows(model: Any, answer: Any
     assert {request["id_slot"] for request in server.requests} == {0, 1} and server.most_at_once <= 2
     assert all(len(request["logit_bias"]) > 1 and "grammar" not in request for request in server.requests)
     lured = [request for request in server.requests if request["logprobs"] > 1]
-    assert len(lured) > 3  # byte_tokenizer has parts of characters
+    assert len(lured) > 3  # byte_tokenizer has tokens that are parts of characters
     tokens = sum(len(known.tokenizer(item.answer, add_special_tokens=False)["input_ids"]) for item in here)
     assert len(server.requests) - len(lured) < tokens / 2
 

@@ -1,4 +1,4 @@
-"""An answer is bounded in time, bytes, depth and tokens, whatever a server sends, and costs only its document."""
+"""An answer of a server is limited in time, bytes, depth and tokens; a bad answer fails only its document."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Send = Callable[[socket.socket], None]
 
 @contextmanager
 def raw_server(answer: Send) -> Iterator[str]:
-    """A server that answers /models as one should, and completions by writing to the socket whatever `answer` does."""
+    """Serve /models correctly, and completions by whatever `answer` writes to the socket."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve(connection: socket.socket) -> None:
@@ -70,7 +70,7 @@ def completion(text: str, **fields: Any) -> bytes:
 
 
 def slowly(head: bytes) -> Send:
-    """Write `head`, and then a byte now and then for ever."""
+    """Return a function that writes `head`, and then single bytes with pauses, without end."""
 
     def answer(connection: socket.socket) -> None:
         connection.sendall(head)
@@ -129,7 +129,7 @@ def test_an_answer_without_bounds_costs_its_document(odd: str) -> None:
 def test_brackets_in_strings_are_no_levels() -> None:
     assert depth("") == 0 and depth("{[{") == 3 and depth("}}{") == 1
     assert depth('{"entity_text": "[[[\\"[", "x": ["]"]}\n' * 50) == 2
-    assert depth('"' + "{" * 90) == 90  # a string that does not end
+    assert depth('"' + "{" * 90) == 90  # a string without an end
 
 
 def test_while_a_server_is_down_one_request_at_a_time_probes_it() -> None:
@@ -155,7 +155,7 @@ def test_while_a_server_is_down_one_request_at_a_time_probes_it() -> None:
         for thread in threads:
             thread.start()
         time.sleep(0.5)
-        probes = most[16:]  # the first wave was sent before the failure was known, and ends beside the first probes
+        probes = most[16:]  # the first requests were sent before the failure was known; they end with the first probes
         up.set()
         for thread in threads:
             thread.join(20)
@@ -171,7 +171,7 @@ def test_a_late_failure_of_an_older_request_says_nothing_of_a_server_that_answer
     waiting = threading.Thread(target=breaker.enter, daemon=True)
     waiting.start()
     waiting.join(0.05)
-    assert waiting.is_alive()  # a second probe
+    assert waiting.is_alive()  # it waits for a second probe
     breaker.answered()
     waiting.join(5)
     assert not waiting.is_alive()
@@ -179,7 +179,7 @@ def test_a_late_failure_of_an_older_request_says_nothing_of_a_server_that_answer
     breaker.failed(probe, "too late")
     assert not breaker.given_up.is_set()
     for _ in range(3):
-        breaker.enter()  # none waits
+        breaker.enter()  # no request waits
 
 
 def test_a_late_failure_does_not_let_a_second_probe_through() -> None:
@@ -199,7 +199,7 @@ def test_a_late_failure_does_not_let_a_second_probe_through() -> None:
 
 
 def test_what_a_model_writes_at_length_is_read_in_time() -> None:
-    """Without a grammar: as many braces as tokens, with and without an end."""
+    """Without a grammar a model may write as many braces as tokens, closed or not."""
     encoder = Encoder(byte_tokenizer(MERGES), TASK)
     for answer in ("{" * 20_000, "{" * 20_000 + "}", '{"a' * 7_000 + "}"):
         assert not encoder.format.parse(answer, "ab", TASK).resolved

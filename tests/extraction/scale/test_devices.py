@@ -1,4 +1,4 @@
-"""Several processes without Ray: the results of one process, in order; a process that dies ends the work."""
+"""Extraction by several processes without Ray: the results of one process, in order; if a process dies, all end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_two_processes_extract_what_one_does(tiny_folder: Path, tmp_path: Path) 
     assert [e.document.entities for e in found] == [e.document.entities for e in expected]
     assert [e.document.id for e in found] == [d.id for d in documents] and any(e.document.entities for e in found)
     assert [e.status for e in found] == [e.status for e in expected] and found[7].status is Status.REFUSED
-    # a process that is killed ends the work with one error
+    # A killed process ends the work with one error.
     again = engine.stream((Document(str(number), "疹") for number in range(20_000)), strict=False)
     next(again)
     ours = [child for child in multiprocessing.active_children() if child.name.startswith("spantune")]

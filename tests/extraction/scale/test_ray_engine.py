@@ -1,4 +1,4 @@
-"""Extraction on Ray: what one process extracts, whoever is killed, in the same parts, each document once."""
+"""Extraction on Ray: each document once, as by one process and in the same parts, whichever process is killed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ray")
     save_run(folder / "run", tiny_folder, READING)
     rows = [{"id": f"d{number}", "text": f"疹{number}肺炎患者咳嗽"} for number in range(COUNT)]
-    rows[5]["text"] *= 100_000  # is refused
+    rows[5]["text"] *= 100_000  # too long, so it is refused
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     lines[3] = "{broken"
     (folder / "in.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -58,14 +58,14 @@ def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def storage() -> Iterator[S3]:
-    """An object storage, whose credentials are in the environment."""
+    """A local object storage; its credentials are in the environment."""
     with s3_server("corpora") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def ray_here(storage: S3) -> Iterator[None]:
-    """Ray on this machine for all tests that call the command in this process; its workers inherit credentials."""
+    """Ray on this machine for all tests that run the command in this process; its workers inherit the credentials."""
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -75,7 +75,7 @@ def ray_here(storage: S3) -> Iterator[None]:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    """The lines of all parts, in their order, without what differs with the batch: the last digits of scores."""
+    """Return the lines of all parts in order, without the last digits of scores, which depend on the batch."""
     return rows_of(*sorted(folder.glob("part-*.jsonl")))
 
 
@@ -100,7 +100,7 @@ def test_the_parts_are_what_one_process_extracts(place: Path, ray_here: None, co
     assert any(row["entities"] for row in results(out)) and "2 of 240 answers had a problem" in outcome.err
     names = sorted(path.name for path in out.iterdir())
     assert names == ["_plan.json", *(f"part-{number:06d}.jsonl" for number in range(15))]
-    # the same command again has nothing to do but parts that are not there
+    # The same command is refused; with --resume it extracts only the missing parts.
     one_line_error(command(*arguments(place, out)), "holds an extraction already", "--resume")
     before = (out / names[3]).read_bytes()
     (out / names[3]).unlink()
@@ -149,7 +149,7 @@ def test_a_worker_may_ask_a_server_instead_of_holding_the_model(trained: Any, tm
     assert [[(e["start"], e["end"], e["label"]) for e in row["entities"]] for row in rows] == [
         [(e.start, e.end, e.label) for e in entities] for entities in expected
     ]
-    # a server that is gone ends the extraction, and the terms of one with a server are not those of one without
+    # If the server is gone, the extraction ends; and the terms with a server differ from those without one.
     worker = Worker(task, Folder(str(tmp_path / "none"), "native"), False, 1)
     assert server.url in pickle.loads(worker({"part": [pickle.dumps(shard)]})["outcome"][0]).error
     assert replace(task, server=None).terms()["server"] is None != task.terms()["server"]
@@ -202,7 +202,7 @@ def test_an_address_that_does_not_answer_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("there", "cluster", "expected"),
     [
-        ({"CPU": 2}, Cluster(), (1, 2, 0)),  # the cores are threads of a worker
+        ({"CPU": 2}, Cluster(), (1, 2, 0)),  # the cores are used as threads of one worker
         ({"CPU": 10}, Cluster(), (3, 3, 0)),
         ({"CPU": 10}, Cluster("auto"), (10, 1, 0)),
         ({"CPU": 32, "GPU": 4}, Cluster(), (4, 1, 1)),
@@ -237,7 +237,7 @@ def test_killed_workers_and_drivers_lose_and_repeat_nothing(place: Path, tmp_pat
     second = subprocess.Popen([*call, "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     killed = kill_a_worker(second)
     _, said = second.communicate(timeout=120)
-    assert killed and second.returncode in (0, 1), said  # 1 where a document of this call has a problem
+    assert killed and second.returncode in (0, 1), said  # 1: a document of this call has a problem
     assert results(out) == rows_of(place / "expected.jsonl") and not list(out.glob(".writing*"))
 
 
@@ -249,7 +249,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
 
 
 def kill_a_worker(driver: subprocess.Popen[str]) -> bool:
-    """Kill an actor that belongs to Ray of `driver`, as soon as there is one; False if it ended before."""
+    """Kill an actor that Ray started for `driver`, as soon as there is one; return False if the driver ended before."""
     while driver.poll() is None:
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -264,6 +264,6 @@ def kill_a_worker(driver: subprocess.Popen[str]) -> bool:
 
 
 def session_of(pid: int) -> str:
-    """The test's variable in the environment of a process, which its children inherit."""
+    """Return the test's variable in the environment of a process; child processes inherit it."""
     variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return next((v.decode() for v in variables if v.startswith(b"PYTEST_CURRENT_TEST=")), "")

@@ -1,4 +1,4 @@
-"""Files are found, divided and read as one process reads them, without Ray."""
+"""Input files are found, divided into parts and read as one process reads them, without Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spantune.extraction.scale.shards import Shard, part_size, read, require_uni
 from spantune.extraction.scale.sources import Source, find_sources
 
 HOSTILE = b"\xef\xbb\xbf\xe7\x96\xb9\r\n\n\xb7\xa2\n\xe3\x80\x80\n\xe7\x98\xa4\n\xe7\x97\xb0"
-"""A byte-order mark, CRLF, a blank line, a line that is not UTF-8, one of white space, and no line end."""
+"""A byte-order mark, CRLF, a blank line, a line that is not UTF-8, a line of white space, and no final line end."""
 
 
 def divided(sources: list[Source], size: int) -> list[Shard]:
@@ -54,7 +54,7 @@ def test_text_and_jsonl_are_read_as_by_one_process(tmp_path: Path, monkeypatch: 
             assert [bool(row[2]) for row in found] == [bool(e.problems) for e in expected]
             readable = [(row[0], row[1]) for row in found if not row[2]]
             assert readable == [row for row, e in zip(rows, expected, strict=True) if not e.problems]
-    assert f"{jsonl}:4" in documents_of([str(jsonl)], 1)[2][2]  # the line in the file, not in the part
+    assert f"{jsonl}:4" in documents_of([str(jsonl)], 1)[2][2]  # the line number in the file, not in the part
 
 
 def test_parquet_rows_are_read_by_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

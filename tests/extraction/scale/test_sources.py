@@ -1,4 +1,4 @@
-"""An object storage is read and written as a folder is, and says in one sentence what is wrong."""
+"""Object storage is read and written like a folder, and its errors are one sentence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def storage() -> Iterator[S3]:
 
 
 def documents_of(sources: list[Source]) -> list[tuple[str, str]]:
-    """Ids and texts of all parts, each of which is read by itself."""
+    """Return the ids and texts of all parts; each part is read separately."""
     shards = shards_of(sources, [survey(source, len(sources) > 1).marks for source in sources], 16)
     assert len(shards) > len(sources)
     parts = [read(shard, Counter(), several=len(sources) > 1) for shard in shards]

@@ -1,4 +1,4 @@
-"""An FP8 base is near the bf16 one in both directions, holds bytes only, and trains to the same losses."""
+"""An FP8 base is close to the bf16 base forward and backward, holds only bytes, and trains to the same losses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def far(found: Tensor, wanted: Tensor) -> float:
-    """‖found - wanted‖ / ‖wanted‖."""
+    """Return the relative error ‖found - wanted‖ / ‖wanted‖."""
     return (torch.linalg.norm(found.float() - wanted.float()) / torch.linalg.norm(wanted.float())).item()
 
 
@@ -34,7 +34,7 @@ def test_forward_and_the_input_gradient_are_within_four_hundredths_of_bf16(
     torch.manual_seed(seed)
     linear = nn.Linear(inputs, outputs, bias=seed % 2 == 0).to(torch.bfloat16)
     with torch.no_grad():
-        linear.weight *= torch.rand(outputs, 1) * 10  # rows of different size, as trained weights have
+        linear.weight *= torch.rand(outputs, 1) * 10  # rows of different sizes, as in trained weights
     rows = (torch.randn(3, 37, inputs) * torch.rand(3, 37, 1) * 5).to(torch.bfloat16).requires_grad_()
     dy = torch.randn(3, 37, outputs).to(torch.bfloat16)
     found, wanted = Fp8Linear(linear, CPU)(rows), linear(rows)
@@ -59,7 +59,7 @@ def test_a_converted_model_holds_bytes_and_lets_the_rest_be() -> None:
     before = [weakref.ref(layer.mlp.down_proj.weight) for layer in model.model.layers]
     linear = sum(m.weight.numel() for n, m in model.named_modules() if n.endswith("_proj"))
     assert to_fp8(model, CPU, model.lm_head) is model
-    assert all(old() is None for old in before)  # layer by layer: no bf16 weight outlives its own
+    assert all(old() is None for old in before)  # the layers are converted one by one: no bf16 weight is kept
     stored = {n: p for n, p in model.named_parameters() if n.endswith("_proj.weight")}
     assert {p.dtype for p in stored.values()} == {torch.uint8} and sum(p.nbytes for p in stored.values()) == linear
     assert not any(p.requires_grad for p in stored.values())
@@ -75,7 +75,7 @@ def test_a_recipe_loads_an_fp8_base(tiny_folder: Path) -> None:
     ids = torch.arange(40)[None]
     with torch.no_grad():
         found, wanted = (loaded.model(input_ids=ids, use_cache=False).logits for loaded in (rough, exact))
-    assert 0 < far(found, wanted) < 0.2  # of two layers of 32, whose weights are drawn wide
+    assert 0 < far(found, wanted) < 0.2  # two layers of 32 with weights of a wide range
 
 
 def test_an_adapter_trained_on_fp8_is_plain_peft_on_the_bf16_model(tmp_path: Path) -> None:
@@ -136,11 +136,11 @@ def test_no_adapter_is_merged_into_fp8() -> None:
 
 
 def losses(base: str, steps: int = 100) -> list[float]:
-    """The loss of each step from one start, over packs of two of the examples."""
+    """Return the loss of each step from the same start; each pack has two of the examples."""
     model: Any = tiny_model("phi3", vocabulary=280, hidden_size=64, intermediate_size=96)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter *= 0.25 if parameter.dim() > 1 else 1  # as narrow as weights are in a real model
+            parameter *= 0.25 if parameter.dim() > 1 else 1  # as small as weights are in a real model
     model = model.to(torch.bfloat16)
     if base == "fp8":
         model = to_fp8(model, CPU, model.lm_head)

@@ -1,4 +1,4 @@
-"""A gated MLP as one operator computes what two LoRA layers with an activation between them do, and its gradients."""
+"""The gated MLP as one operator has the outputs and gradients of two LoRA layers with an activation between them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ CPU = torch.device("cpu")
 
 
 def far(found: Tensor, wanted: Tensor) -> float:
-    """‖found - wanted‖ / ‖wanted‖."""
+    """Return the relative error ‖found - wanted‖ / ‖wanted‖."""
     return (torch.linalg.norm(found.float() - wanted.float()) / torch.linalg.norm(wanted.float())).item()
 
 
 def drawn(device: str, dtype: torch.dtype, base: str, ranks: tuple[int, int] = (4, 8)) -> tuple[Tensor, list[Weights]]:
-    """Rows and the weights of both layers, with adapters away from zero; 160 is no multiple of a tile."""
+    """Draw rows and the weights of both layers, with adapters that are not zero; 160 is no multiple of a tile."""
     torch.manual_seed(1)
     sizes = ((2 * 160, 64), (64, 160))
     weights = []
@@ -60,7 +60,7 @@ def in_two_layers(rows: Tensor, wide: Weights, narrow: Weights, _: int) -> Tenso
 
 
 def step(compute: Any, rows: Tensor, weights: list[Weights], keeps: int = AGAIN) -> tuple[Tensor, list[Tensor]]:
-    """The output, and the gradients of rows and adapters."""
+    """Return the output, and the gradients of the rows and the adapters."""
     wide, narrow = weights
     output = compute(rows, wide, narrow, keeps)
     dy = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output)
@@ -75,7 +75,7 @@ def test_it_is_two_layers_and_what_is_kept_in_8_bits_is_near(base: str, keeps: i
     wanted_output, wanted = step(in_two_layers, *given)
     assert far(output, wanted_output) < 1e-5
     distances = [far(found, exact) for found, exact in zip(gradients, wanted, strict=True)]
-    # a last bit may change how e4m3 rounds
+    # a difference in the last bit may change the e4m3 rounding
     assert max(distances) < (0.06 if keeps == EIGHT else 1e-5 if base == "fp32" else 0.01)
     assert keeps != EIGHT or max(distances) > 1e-3
 
@@ -101,7 +101,7 @@ def test_the_mlps_of_a_model_are_fused_where_gate_and_up_are_one_layer(base: str
     plain = made.eval()(input_ids=ids).logits
     assert [fuse_mlps(layer, keep) for layer in decoder_layers(made)] == [1, 1]
     assert far(gradients(), wanted) < (0.12 if keep == "fp8" else 1e-5 if base == "fp32" else 0.01)
-    assert torch.equal(made.eval()(input_ids=ids).logits, plain)  # as ever, where nothing is trained
+    assert torch.equal(made.eval()(input_ids=ids).logits, plain)  # unchanged outside of training
 
 
 def test_other_mlps_are_left_as_they_are() -> None:
@@ -125,7 +125,7 @@ def test_a_model_whose_adapters_are_taken_away_or_replaced_computes_without_them
     assert far(trained, wanted) > 0.01
     bare = made.unload()  # in training mode, as a run may end
     assert torch.equal(bare(input_ids=ids).logits, wanted)
-    again, _ = attach(bare, config.Lora(rank=4, alpha=8))  # whose B is 0
+    again, _ = attach(bare, config.Lora(rank=4, alpha=8))  # their B is 0
     assert far(again.train()(input_ids=ids).logits, wanted) < 1e-5
 
 
@@ -141,7 +141,7 @@ def test_dropout_goes_through_the_layers_one_by_one() -> None:
 
 
 def check_kernels(device: str, dtype: torch.dtype, tolerance: float) -> None:
-    """The Triton kernels against the plain computation, for sizes on and off their tiles."""
+    """Compare the Triton kernels with the plain computation, for sizes that are multiples of their tiles and others."""
     from spantune.models.kernels import gated_triton
 
     torch.manual_seed(0)
@@ -154,7 +154,7 @@ def check_kernels(device: str, dtype: torch.dtype, tolerance: float) -> None:
         found, wanted = gated_triton.activated(raw, low, up, kept[0]), activated_plainly(raw, low, up, kept[1])
         assert far(found[0], wanted[0]) < tolerance and far(found[1].amax(1), wanted[1].amax(1)) < tolerance
         assert far(kept[0][1], kept[1][1]) < tolerance
-        if device == "cuda":  # the interpreter rounds to e4m3 in its own way
+        if device == "cuda":  # the interpreter rounds to e4m3 differently
             eight, row_scale = gated_triton.quantized(*found)
             exact, exact_scale = quantize(found[0])
             assert far(row_scale, exact_scale) < 1e-6 and far(eight.float(), exact.float()) < 0.005
@@ -167,7 +167,7 @@ def check_kernels(device: str, dtype: torch.dtype, tolerance: float) -> None:
                 largest = compute(given, (of_product, *grad[1:]), scale, into)
                 results.append((of_product, into, largest.amax(1)))
             assert all(far(*pair) < tolerance for pair in zip(*results, strict=True))
-        into = raw.clone()  # over the product itself
+        into = raw.clone()  # written over the product itself
         gated_triton.differentiated((into, low, up), (grad[0].clone(), *grad[1:]), None, into)
         exact = torch.empty_like(raw)
         differentiated_plainly((raw, low, up), (grad[0].clone(), *grad[1:]), None, exact)
@@ -175,7 +175,7 @@ def check_kernels(device: str, dtype: torch.dtype, tolerance: float) -> None:
 
 
 def test_the_kernels_interpreted() -> None:
-    """Triton's interpreter runs the kernels on a CPU, where Triton is installed."""
+    """Run the kernels on a CPU with Triton's interpreter, if Triton is installed."""
     check_interpreted(__file__, "test.check_kernels('cpu', torch.float32, 1e-5)")
 
 

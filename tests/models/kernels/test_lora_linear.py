@@ -1,4 +1,4 @@
-"""A product is the base's and the adapter's together, in bf16, fp32 or e4m3 with scales."""
+"""The linear operator adds the products of base and adapter, with a base in bf16, fp32 or scaled e4m3."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_compiler_is_told_shape_type_and_cost() -> None:
 @pytest.mark.parametrize("adapted", [True, False])
 @pytest.mark.parametrize("narrow", [True, False])
 def test_a_linear_layers_gradients_are_autograds(adapted: bool, narrow: bool) -> None:
-    """Of an e4m3 weight to its rounding, which is what its products do with the rows and their gradients."""
+    """With an e4m3 weight they agree up to rounding, because its products round the rows and their gradients too."""
     rows, wide, down, up, dy = (t.requires_grad_() for t in drawn((7, 32), (48, 32), (4, 32), (48, 4), (7, 48)))
     weight, scale = quantize(wide.detach()) if narrow else (wide.detach(), None)
     chosen = (down, up) if adapted else (None, None)

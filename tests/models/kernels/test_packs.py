@@ -1,4 +1,4 @@
-"""Where the sequences of a pack lie, and attention by them against the dense mask, forward and backward."""
+"""The layout of a pack's sequences, and attention by sequences compared with a dense mask, forward and backward."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_each_example_has_the_prefix_s_keys_and_then_its_own(shape: tuple[int, l
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, where: Places, window: int | None) -> Tensor:
-    """Attention [tokens, heads, size] under the mask of a whole pack."""
+    """Return attention [tokens, heads, size] with the mask of a whole pack."""
     config = tiny_model("phi3").config
     config.sliding_window = window
     mask: Any = attention_mask(config, where, where, torch.float64)
@@ -64,7 +64,7 @@ def masked(query: Tensor, key: Tensor, value: Tensor, where: Places, window: int
 def test_attention_by_spans_is_attention_under_the_mask(
     shape: tuple[int, list[int]], window: int | None, is_causal: bool, seed: int
 ) -> None:
-    """In causal order, and where every text is read as a whole."""
+    """Two masks are compared: causal order, and each text read as a whole."""
     shared, lengths = shape
     owner = owners(shared, lengths)
     position = [*range(shared), *(shared + place for length in lengths for place in range(length))]
@@ -120,7 +120,7 @@ def test_a_model_s_loss_and_gradients_by_spans_are_those_by_segments(
 
 
 def test_gradients_of_the_prefix_s_copies_are_summed_in_full_precision() -> None:
-    """A thousand small copies beside a large own gradient: summed one by one in bf16 they would be lost."""
+    """A thousand small gradients are added to a large one; added one by one in bf16, they would be lost."""
     where = spans(owners(1, [1] * 1000))
     gradient = torch.full((len(where.tokens), 1, 1), 1 / 256, dtype=torch.bfloat16)
     gradient[0] = 16.0

@@ -1,4 +1,4 @@
-"""Rows laid flat attend as each would by itself, by spans and by the kernel."""
+"""Rows that are computed together attend as each alone, by spans and by the kernel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MANY = [*SPANS, Span(6, 34, 40, 10)]
 def drawn(
     spans: list[Span], heads: tuple[int, int], size: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[torch.Tensor, ...]:
-    """Queries, keys, values, and a slot map in which every row lies scattered."""
+    """Draw queries, keys, values, and a slot map in which the slots of every row are scattered."""
     torch.manual_seed(0)
     tokens, rows = sum(span.queries for span in spans), max(span.row for span in spans) + 2
     longest = max(span.position + span.queries for span in spans) + 3
@@ -33,7 +33,7 @@ def drawn(
 
 
 def plainly(span: Span, window: int | None, query: Any, key: Any, value: Any, slots: Any) -> torch.Tensor:
-    """Attention of one row, head by head and query by query."""
+    """Compute the attention of one row, head by head and query by query."""
     group = query.shape[1] // key.shape[1]
     found = torch.zeros(span.queries, query.shape[1], query.shape[3])
     for number in range(span.queries):
@@ -68,12 +68,12 @@ def test_any_layout(rows: list[tuple[int, int]], window: int | None) -> None:
     torch.testing.assert_close(found[0], torch.cat([plainly(span, window, *inputs) for span in spans]))
 
 
-SHARED = 20  # positions of the instruction
+SHARED = 20  # tokens of the instruction
 BEHIND = [Span(1, 0, 1, 85), Span(2, 1, 9, 200), Span(4, 10, 3, 20), Span(3, 13, 20, 63), Span(6, 33, 40, 25)]
 
 
 def paged(spans: list[Span], page: int, slots: torch.Tensor) -> Runs:
-    """Put the keys of rows into pages of consecutive slots, the instruction's first two swapped; fills the slot map."""
+    """Put the keys of each row into pages of consecutive slots, and write the slot map."""
     free = torch.randperm(3 * slots.shape[1] // page).mul(page).tolist()
 
     def taken(row: int, begin: int, end: int) -> list[Run]:
@@ -92,7 +92,7 @@ def paged(spans: list[Span], page: int, slots: torch.Tensor) -> Runs:
 def test_rows_are_computed_jointly_where_their_keys_lie_in_runs(
     heads: tuple[int, int], size: int, window: int | None
 ) -> None:
-    """The last span has too many queries and is computed alone; slots that no row has taken may hold anything."""
+    """The last span has too many queries and is computed alone; slots that no row has taken may contain anything."""
     query, key, value, slots = drawn(BEHIND, heads, size)
     runs = paged(BEHIND, 16, slots)
     written = torch.zeros(len(key), dtype=torch.bool)
@@ -109,11 +109,11 @@ def test_rows_are_computed_jointly_where_their_keys_lie_in_runs(
 
 
 def check_kernel(device: str, dtype: torch.dtype, tolerance: float) -> None:
-    """The kernel against the spans; with blocks of nobody at the end."""
+    """Compare the kernel with attention by spans; the last block belongs to no row."""
     from spantune.models import queries_per_block
 
     cases = [((8, 2), 64, None, SPANS), ((4, 4), 16, None, SPANS[:3]), ((14, 2), 32, 7, SPANS), ((4, 1), 24, 100, MANY)]
-    for heads, size, window, spans in cases:  # in few tokens a row's keys are divided
+    for heads, size, window, spans in cases:  # with few tokens, the keys of a row are divided
         inputs = drawn(spans, heads, size, dtype, device)
         per = queries_per_block(heads[0] // heads[1])
         blocks = [
@@ -128,7 +128,7 @@ def check_kernel(device: str, dtype: torch.dtype, tolerance: float) -> None:
 
 
 def test_the_kernel_interpreted() -> None:
-    """Triton's interpreter runs the kernel on a CPU, where Triton is installed."""
+    """Run the kernel on a CPU with Triton's interpreter, if Triton is installed."""
     check_interpreted(__file__, "test.check_kernel('cpu', torch.float32, 1e-4)")
 
 

@@ -1,4 +1,4 @@
-"""Charts say the figures, as a picture, as ECharts options and in words; the panel says what is right."""
+"""Charts of trackers: as a picture, as ECharts options and as text; the panel marks what is correct."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def found() -> tuple[F1Chart, ConfusionChart]:
 
 
 def blue(chart: F1Chart, row: int) -> int:
-    """Columns of the row's bar that have its colour."""
-    pixels = np.asarray(chart.image())[28 * row + 11]  # under the whisker
+    """Return the number of pixel columns that the bar of a row takes."""
+    pixels = np.asarray(chart.image())[28 * row + 11]  # below the whisker
     return int((pixels == [int(BAR[at : at + 2], 16) for at in (1, 3, 5)]).all(axis=1).sum())
 
 
@@ -30,7 +30,7 @@ def test_f1_by_type() -> None:
     chart, _ = found()
     assert (chart.name, chart.caption) == (
         "dev F1 by type",
-        "F1 with 95 % intervals: dis 0.0; sym 66.7 [50.0, 90.0]",  # no figure, no bar
+        "F1 with 95 % intervals: dis 0.0; sym 66.7 [50.0, 90.0]",  # no value, no bar
     )
     options = json.loads(json.dumps(chart.options()))
     bars, boxes = options["series"]

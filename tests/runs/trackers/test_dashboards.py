@@ -1,4 +1,4 @@
-"""What is recorded is on disk, line by line, and a tracker that fails takes nothing with it."""
+"""Records are on the disk line by line, and a tracker that fails takes no record with it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 class Board:
-    """A dashboard that keeps what it is told."""
+    """A tracker that keeps its calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
@@ -64,7 +64,7 @@ def test_metrics_are_on_disk_at_once_with_step_and_time(tmp_path: Path, monkeypa
     monkeypatch.setattr(time, "time", lambda: 1234.56789)
     tracker = JsonlTracker(tmp_path)
     tracker.metrics(3, {"loss": 1.5, "learning_rate": 1e-4})
-    (line,) = lines(tmp_path)  # not closed yet
+    (line,) = lines(tmp_path)  # the file is not closed yet
     assert line == {"time": 1234.568, "step": 3, "split": "train", "loss": 1.5, "learning_rate": 1e-4}
     tracker.finish("success")
 
@@ -93,7 +93,7 @@ def test_a_dashboard_is_told_what_the_file_holds_and_what_was_predicted(tmp_path
     trackers.attach(5, tmp_path / "report.html")
     trackers.finish("success")
     measured = board.told[1]
-    assert board.told[0] == ("metrics", 1, "train", {"loss": 1.5})  # not the nan
+    assert board.told[0] == ("metrics", 1, "train", {"loss": 1.5})  # NaN is left out
     assert measured[:3] == ("metrics", 5, "dev") and measured[3]["f1_low/病"] == 0.0
     (shown,) = [told for told in board.told if told[0] == "predictions"]
     assert shown[1:3] == (5, "Prediction") and [row.id for row in shown[3]] == [
@@ -148,7 +148,7 @@ def test_history_goes_on_without_predictions_that_are_torn_or_of_other_documents
     def told(gold: list[Document]) -> list[Call]:
         return list(history(run_info(recipe(tmp_path), tmp_path, {"dev": gold}, LABELS)))
 
-    assert len(told(GOLD)) == 4  # three times the figures, once the documents
+    assert len(told(GOLD)) == 4  # the figures three times, the documents once
     assert "dev-5.jsonl is not shown again" in caplog.text
     assert "dev-10.jsonl is not shown again: the dev documents have changed since" in caplog.text
     assert len(told([])) == 3
@@ -162,7 +162,7 @@ def test_trackers_are_told_recipe_and_environment(tmp_path: Path) -> None:
 
 
 class Broken(Board):
-    """A tracker that fails, as an SDK without its server does."""
+    """A tracker that fails, as an SDK does without its server."""
 
     def metrics(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
         super().metrics(step, values, split)
@@ -286,7 +286,7 @@ def test_opening_waits_for_a_bounded_time_only(
     trackers.metrics(1, {"loss": 1.0})
     go_on.set()
     trackers.finish("success")
-    assert [told[0] for told in board.told] == ["open", "metrics", "finish"]  # nothing is lost by it
+    assert [told[0] for told in board.told] == ["open", "metrics", "finish"]  # no record is lost
 
 
 def test_rewinding_drops_what_a_resumed_run_records_again(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
 
 
 class Keeping:
-    """Keeps what it is told, in which thread."""
+    """A tracker that keeps its calls and their threads."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.told: list[Any] = []

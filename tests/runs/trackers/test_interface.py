@@ -1,4 +1,4 @@
-"""What trackers keep for later is whole, one process at a time keeps it, and a damaged file is no obstacle."""
+"""Notes that trackers keep are complete, written by one process at a time, and a damaged file is ignored."""
 
 from __future__ import annotations
 

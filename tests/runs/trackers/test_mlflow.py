@@ -1,4 +1,4 @@
-"""MLflow's own client finds what was recorded in the run folder, once, after a resume too."""
+"""MLflow's own client finds in the run folder what was recorded, once each, also after a resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ for module in ("mlflow", "sqlalchemy", "alembic"):
 
 
 def read(folder: Path) -> tuple[Any, Any]:
-    """A client of the run folder's store, and the one run that it holds."""
+    """Return a client of the run folder's store, and its only run."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")

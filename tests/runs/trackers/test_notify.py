@@ -1,4 +1,4 @@
-"""Notifications: real HTTP and SMTP servers get them, a run goes on without them, and their addresses stay secret."""
+"""Notifications reach real HTTP and SMTP servers, a run continues without them, and addresses stay secret."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKEN = "geheim-0123456789"
 
 
 class Receiver:
-    """A server that keeps the JSON that it is sent by path, and answers with `status`."""
+    """An HTTP server that keeps the JSON bodies by path and answers with `status`."""
 
     def __init__(self) -> None:
         self.got: dict[str, Any] = {}
@@ -47,7 +47,7 @@ class Receiver:
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    """The server, at whose paths the ways of track.notify are told to find their webhooks."""
+    """The server; the URLs of the webhooks in the environment are paths of it."""
     server = Receiver()
     monkeypatch.setenv("SPANTUNE_WEBHOOK", f"{server.url}/hook/{TOKEN}")
     for way in ("lark", "dingtalk", "wecom"):
@@ -58,7 +58,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 
 def notified(folder: Path, *ways: str) -> NotifyTracker:
-    """The tracker, in this process, after a run of two evaluations."""
+    """Return the tracker, in this process, after a run with two evaluations."""
     from spantune.runs.trackers.dashboards import run_info
 
     folder.mkdir()
@@ -70,7 +70,7 @@ def notified(folder: Path, *ways: str) -> NotifyTracker:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What is logged by spantune, as its handlers write it."""
+    """Return the warnings of spantune as its log handlers write them."""
     return [masked(record.getMessage()) for record in caplog.records if record.name.startswith("spantune")]
 
 
@@ -139,7 +139,7 @@ def test_email_is_refused_by_a_server_without_encryption(
         notified(tmp_path / "run", "email").finish("success")
         server.shutdown()
     (said,) = warnings(caplog)
-    assert said.startswith("no notification was sent by email: EmailBot") and "STARTTLS" in said  # no password in clear
+    assert said.startswith("no notification was sent by email: EmailBot") and "STARTTLS" in said  # no clear password
 
 
 def test_missing_variables_are_said_before_a_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

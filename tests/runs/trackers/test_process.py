@@ -1,4 +1,4 @@
-"""A tracker in its process: what goes in comes out there in order, and either knows how the other has ended."""
+"""A tracker in its own process: calls arrive in order, and each side notices how the other has ended."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def told(folder: Path) -> list[str]:
 
 PROCESS = "spantune.runs.trackers.process"
 OTHERS: set[int] = set()
-"""Processes that tests of other files have left to the same worker."""
+"""Processes that tests of other files have left in this pytest worker."""
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +135,7 @@ def test_the_end_of_the_run_closes_the_record_as_aborted(tmp_path: Path) -> None
     (process,) = children()
     pipe = tracker._process._popen.stdin
     assert pipe
-    pipe.write(pickle.dumps(("metrics", (2, {}, "train")))[:-4])  # as a kill in the middle of one leaves it
+    pipe.write(pickle.dumps(("metrics", (2, {}, "train")))[:-4])  # as after a kill in the middle of a message
     pipe.close()
     process.wait(10)
     assert told(tmp_path)[1:] == ["metrics 1 train {}", "finish aborted"]

@@ -1,4 +1,4 @@
-"""SwanLab, the real library: what is recorded, and each of its traps that would cost a run its record."""
+"""SwanLab, with the real library: what is recorded, and problems of the library that could lose a run's record."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROGRAM = Path(__file__).parents[2] / "helpers" / "tracked_run.py"
 
 
 def started(*arguments: object) -> subprocess.Popen[str]:
-    """`tracked_run.py`, which has recorded all its steps."""
+    """Start `tracked_run.py` and wait until it has recorded all its steps."""
     command = [sys.executable, str(PROGRAM), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
@@ -55,7 +55,7 @@ def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def series(folder: Path) -> dict[str, list[tuple[int, Any]]]:
-    """The (step, value) pairs of every series of the one experiment, as its local board reads them."""
+    """Return the (step, value) pairs of every series of the only experiment, as the local board reads them."""
     ((directory, number),) = rows(folder, f"select run_id, id from experiment where name = '{folder.name}'")
     run = folder.parent / "swanlab" / directory
     found = {}
@@ -66,7 +66,7 @@ def series(folder: Path) -> dict[str, list[tuple[int, Any]]]:
 
 
 def steps_of(folder: Path, split: str = "train") -> list[int]:
-    """The steps that `metrics.jsonl` has."""
+    """Return the steps in `metrics.jsonl`."""
     return [record["step"] for record in read_metrics(folder) if record["split"] == split]
 
 
@@ -92,7 +92,7 @@ def test_the_local_board_has_scalars_predictions_and_charts(tmp_path: Path, capf
     found = series(folder)
     assert found["train/loss"] == [(1, 1.5), (2, 1.25)]
     assert (found["dev/f1"], found["dev/f1_low"], found["dev/f1/病"]) == ([(2, 0.5)], [(2, 0.1)], [(2, 2 / 3)])
-    assert "dev/f1_low/病" not in found  # in the picture
+    assert "dev/f1_low/病" not in found  # it is in the picture
     ((step, (first, second)),) = found["Prediction"]
     assert step == 2 and first.startswith("1 right, 1 missed, 0 spurious ▸ 患者发热咳嗽\n")
     assert "gold: ✓ 发热 [病 2:4]; − 咳嗽 [病 4:6]" in first and "predicted: ✓ 发热 [病 2:4]" in first
@@ -166,7 +166,7 @@ def test_the_cloud_has_all_of_a_run_with_charts_that_it_can_draw(
     sections = {key: column["sectionName"] for key, column in cloud.columns.items() if not column.get("hidden")}
     assert list(dict.fromkeys(sections.values()))[:2] == ["train", "speed"] and sections["dev/f1"] == "dev"
     assert sections["dev/f1/病"] == "dev by type" and sections["Prediction"] == "predictions"
-    assert cloud.columns["test/f1"]["hidden"] and run.series("test/f1") == [(0, 0.25)]  # a value, without a chart
+    assert cloud.columns["test/f1"]["hidden"] and run.series("test/f1") == [(0, 0.25)]  # a value without a chart
     assert run.states == ["RUNNING", "FINISHED"]
     assert hints(folder) == [f"dashboard: {cloud.host}/@tester/spantune/runs/{run.id}"]
     assert capfd.readouterr().out == ""
@@ -258,7 +258,7 @@ def test_a_login_of_swanlabs_own_is_used_and_not_copied(
     cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SWANLAB_API_KEY")
-    monkeypatch.setenv("SWANLAB_DEBUG", "true")  # the trap: it logs the login that it finds
+    monkeypatch.setenv("SWANLAB_DEBUG", "true")  # with it, SwanLab logs the login that it finds
     login = Path.home() / ".swanlab" / ".netrc"
     login.parent.mkdir(parents=True)
     login.write_text(f"machine {cloud.host}\nlogin {cloud.host}\npassword {KEY}\n")
@@ -285,7 +285,7 @@ def test_a_key_that_is_refused_is_said_and_the_run_is_recorded_offline(
 
 
 def test_its_trainer_callback_loses_the_config_and_is_not_used(tmp_path: Path) -> None:
-    """The trap is still there: what this shows is why `init` is called by us."""
+    """SwanLab still has this problem, which is why spantune calls `init` itself."""
     from swanlab.integration.transformers import SwanLabCallback
 
     lost = SwanLabCallback(project="p", config={"rank": 8}, id="x", group="g")
@@ -299,7 +299,7 @@ def test_transformers_own_reporting_crashes_and_is_not_used(trained: Any) -> Non
     from transformers import TrainerControl, TrainerState, TrainingArguments
     from transformers.integrations import SwanLabCallback
 
-    with pytest.raises(RuntimeError, match="No active Run"):  # the trap: what report_to=swanlab begins with
+    with pytest.raises(RuntimeError, match="No active Run"):  # `report_to=swanlab` begins with this call
         SwanLabCallback().on_train_begin(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
     board = trained.folder.parent / "swanlab"
     assert len(list(board.glob("run-*"))) == 1
@@ -316,7 +316,7 @@ def test_transformers_own_reporting_crashes_and_is_not_used(trained: Any) -> Non
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("SWANLAB_PROJECT", "患者"),  # what transformers documents
+        ("SWANLAB_PROJECT", "患者"),  # the variable that transformers documents
         ("SWANLAB_MODE", "cloudy"),
         ("SWANLAB_RUN", "7"),
         ("SWANLAB_EXPERIMENT", "exp"),
@@ -362,7 +362,7 @@ def test_what_is_not_finite_is_left_out_and_said_once(tmp_path: Path, caplog: py
 
 
 def test_ctrl_c_stays_with_whoever_had_it(tmp_path: Path) -> None:
-    """Its own handler would finish the run there and then, and would wait for the cloud without a limit."""
+    """SwanLab's handler would finish the run at once and wait for the cloud without a limit."""
 
     def ours(number: int, frame: Any) -> None: ...
 
@@ -405,20 +405,20 @@ def test_a_board_that_cannot_start_does_not_end_a_run(tmp_path: Path, caplog: py
 @pytest.mark.no_cover
 def test_a_second_process_in_one_folder_shows_one_complete_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    begin(tmp_path / "other").finish("success")  # the board is not its own
+    begin(tmp_path / "other").finish("success")  # the board is shared with another run
     process = started(folder, "local", 7, 600)
     process.kill()
     process.communicate()
     last, lines = steps_of(folder)[-1], len(read_metrics(folder))
-    trackers = begin(folder)  # resumed: it is told again what metrics.jsonl holds
+    trackers = begin(folder)  # a resume gets the lines of metrics.jsonl again
     trackers.metrics(last + 1, {"loss": 0.5})
     trackers.finish("success")
     assert rows(folder, "select name, status from experiment") == [("other", 1), ("run", 1)]
     found = series(folder)
     assert steps(found["train/loss"]) == list(range(1, last + 2)) == steps_of(folder)
     assert steps(found["Prediction"]) == steps(found["dev confusion"]) == steps_of(folder, "dev")
-    assert list(folder.glob("swanlab.killed-1/run-*"))  # what the killed one left is kept, out of the way
-    assert len(read_metrics(folder)) == lines + 1  # nothing is recorded twice
+    assert list(folder.glob("swanlab.killed-1/run-*"))  # the killed run's files are kept under another name
+    assert len(read_metrics(folder)) == lines + 1  # no line is recorded twice
 
 
 @pytest.mark.no_cover
@@ -438,7 +438,7 @@ def test_sigterm_leaves_a_whole_store_that_says_how_the_run_ended(cloud: Cloud, 
 def test_ctrl_c_in_a_terminal_reaches_the_run_only_which_says_how_it_ended(cloud: Cloud, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = started(folder, "offline", 7, 600)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of its group
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and "SwanLab failed" not in err and "KeyboardInterrupt" not in err, err
     sync(folder)
@@ -451,11 +451,11 @@ def test_a_hard_kill_of_the_run_leaves_a_whole_store(cloud: Cloud, tmp_path: Pat
     process.kill()
     process.communicate()
     note = folder / "trackers" / "swanlab.json"
-    wait_for(lambda: '"aborted"' in note.read_text())  # SwanLab's process sees the end of the run
+    wait_for(lambda: '"aborted"' in note.read_text())  # SwanLab's process has noticed the end of the run
     assert store_of(folder).stat().st_size > 1000
     sync(folder)
     recorded = steps_of(folder)
-    shown = steps(cloud.run.series("train/loss"))  # all that had left the killed process
+    shown = steps(cloud.run.series("train/loss"))  # all points that had left the killed process
     assert shown and shown == recorded[: len(shown)] and len(recorded) >= 7
     assert cloud.run.states == ["RUNNING", "ABORTED"]
 
@@ -467,7 +467,7 @@ def test_a_hard_kill_of_everything_loses_no_finished_step(cloud: Cloud, tmp_path
     swanlab.kill()
     process.kill()
     process.communicate()
-    assert store_of(folder).stat().st_size == 0  # the trap: SwanLab's own record is lost
+    assert store_of(folder).stat().st_size == 0  # SwanLab's own record is lost
     sent = sync(folder)
     assert steps(cloud.run.series("train/loss")) == steps_of(folder) and len(steps_of(folder)) >= 7
     shown = {key: [step for name, step, _ in cloud.run.media if name == key] for key, _, _ in cloud.run.media}
@@ -486,7 +486,7 @@ def test_an_offline_run_is_sent_once_under_its_own_id(cloud: Cloud, tmp_path: Pa
     first = sync(folder)
     assert (first.id, first.before, cloud.run.id) == (mine, False, mine)
     sent, asked = list(cloud.run.scalars), len(cloud.requests)
-    assert sync(folder).before and len(cloud.requests) == asked  # nothing is sent, nobody is asked
+    assert sync(folder).before and len(cloud.requests) == asked  # nothing is sent and no request is made
     note = folder / "trackers" / "swanlab.json"  # as after a kill between the last point and this note
     note.write_text(note.read_text().replace('"sent": true', '"sent": false'))
     assert not sync(folder).before

@@ -1,4 +1,4 @@
-"""TensorBoard's own reader finds what was recorded, once, after a kill and a resume too."""
+"""TensorBoard's own reader finds what was recorded, once each, also after a kill and a resume."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_scalars_texts_pictures_and_the_report(tmp_path: Path) -> None:
     found = read(folder)
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(1, 1.5)]
     assert [event.step for event in found.Scalars("dev/f1_low/病")] == [2]
-    assert set(found.Tags()["images"]) == {"dev_F1_by_type", "dev_confusion"}  # as it spells names
+    assert set(found.Tags()["images"]) == {"dev_F1_by_type", "dev_confusion"}  # as TensorBoard spells the names
 
     def text(tag: str) -> str:
         return str(found.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val[0].decode())

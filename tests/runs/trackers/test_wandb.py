@@ -1,4 +1,4 @@
-"""Weights & Biases offline: what it would sync is what was recorded, and a resumed run has its id and all steps."""
+"""Weights & Biases offline: it would sync what was recorded, and a resumed run has the same id and all steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("wandb")
 
 
 def records(run: Path) -> list[Any]:
-    """What a W&B folder holds, by the reader that SwanLab has for its converter."""
+    """Return the records of a W&B folder, read with the reader in SwanLab's converter."""
     from swanlab.converter.wb.wbdatastore import WBDataStoreReader
     from wandb.proto import wandb_internal_pb2
 
