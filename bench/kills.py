@@ -105,7 +105,7 @@ class Reference:
 
 def main() -> int:
     """Kill `--kills` times, print a table and a line of JSON; return 1 if anything was lost, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
