@@ -42,7 +42,6 @@ LONGEST_SILENCE_SECONDS = 60.0
 _UNSAFE = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE_IN_TEXT = re.compile(f"[\x00-\x1f{_UNSAFE}]")
 _UNSAFE_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{_UNSAFE}]")
-_NOT_ASCII = re.compile("[^\x00-\x7f]")
 _UNSAFE_IN_JSON = re.compile(f"[{_UNSAFE}]")
 
 
@@ -113,17 +112,19 @@ def put_json(record: Mapping[str, object]) -> None:
     try:
         text.encode(sys.stdout.encoding if sys.stdout else "utf-8")
     except UnicodeEncodeError:
-        text = _NOT_ASCII.sub(_json_escape, text)
+        text = json_text(masked_values(record), ascii_only=True)
     print(text)
 
 
-def json_text(value: object) -> str:
+def json_text(value: object, *, ascii_only: bool = False) -> str:
     """Return `value` as JSON in one line that is safe to print: control characters are written as JSON escapes.
+
+    With `ascii_only`, all characters outside ASCII are.
 
     Raises:
         DataError: as `to_json`.
     """
-    return _UNSAFE_IN_JSON.sub(lambda sign: f"\\u{ord(sign[0]):04x}", to_json(value))
+    return _UNSAFE_IN_JSON.sub(lambda sign: f"\\u{ord(sign[0]):04x}", to_json(value, ascii_only=ascii_only))
 
 
 def print_table(
@@ -345,12 +346,6 @@ def _console(file: TextIO, *, quiet: bool = False, width: int | None = None) -> 
     from rich.console import Console
 
     return Console(file=file, quiet=quiet, width=width, highlight=False, markup=False, emoji=False)
-
-
-def _json_escape(sign: re.Match[str]) -> str:
-    """Return a character as one or two JSON escapes of its UTF-16 code units, such as `\\u60a3`."""
-    units = sign[0].encode("utf-16-be").hex()
-    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
 
 
 def _escape(sign: re.Match[str]) -> str:

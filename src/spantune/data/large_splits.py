@@ -262,9 +262,7 @@ def _traits(source: Divided, rule: Rule, engine: Engine) -> Traits:
     if traits.error is not None:
         raise traits.error
     if not len(firsts):
-        raise DataError(
-            f"no document was found, read as {source.format}; expected at least one: check the path", path=source.path
-        )
+        raise formats.no_document(source.format, source.path, {})
     if rule.by is not None and all(group is None for group in traits.groups):
         raise no_group(rule.by, traits.keys)
     return traits

@@ -285,7 +285,8 @@ class Forward:
         shape = self.shape
         slots = shape.slots or min(shape.rows * TYPICAL, shape.rows * shape.longest) + 2 * shape.longest
         if self._device.type != "cuda":
-            return (-(-slots // self._page) + shape.rows) * self._page if self._page > 1 else slots
+            partial = (shape.rows + 1) * (self._page - 1)  # the last page of each row and of the instruction
+            return -(-(slots + partial) // self._page) * self._page
         torch.cuda.empty_cache()  # memory that torch caches would count as used
         size = bytes_per_token(self._config, self._dtype)
         available = int(torch.cuda.mem_get_info(self._device)[0] * MEMORY_SHARE) // size

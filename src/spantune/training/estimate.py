@@ -371,7 +371,8 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     mlps = len(fused) * 2 * rank * width  # the products with LoRA's A, [tokens, rank]
     keep, dropped = keeping(recipe), 0
     if recipe.lora.dropout:  # PEFT computes adapters with dropout, and keeps copies of their inputs
-        rank, dropped = 0, _adapted_inputs(layers, adapted) * width
+        inputs = (module.in_features for layer in layers for name, module in _linear_of(layer) if name in adapted)
+        rank, dropped = 0, sum(inputs) * width
     if keep == "none":
         return len(layers) * hidden * width + mlps + dropped
     for wide, _ in fused:
@@ -381,7 +382,7 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     every, alone = recipe.model.base == "fp8", {id(part) for parts in fused for part in parts}
     outputs = 0
     for layer in layers:
-        linear = [(n.rpartition(".")[2], m) for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]
+        linear = _linear_of(layer)
         for name, module in linear:
             is_kept = keep in ("fp8", "most") or not is_wide(*module.weight.shape)
             is_ours = every or (name in adapted and not recipe.lora.dropout)
@@ -393,11 +394,10 @@ def _stored_bytes(model: CausalLM, recipe: Config, device: torch.device) -> int:
     return len(layers) * (hidden * width + attended) + outputs * width + mlps + dropped
 
 
-def _adapted_inputs(layers: Sequence[torch.nn.Module], adapted: Sequence[str]) -> int:
-    """Return the total number of input features of all linear modules that have an adapter."""
-    named = [pair for layer in layers for pair in layer.named_modules()]
-    linear = [(name.rpartition(".")[2], module) for name, module in named if isinstance(module, torch.nn.Linear)]
-    return sum(module.in_features for name, module in linear if name in adapted)
+def _linear_of(layer: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:
+    """Return the linear modules of a layer, each with the last part of its name, such as `down_proj`."""
+    named = layer.named_modules()
+    return [(name.rpartition(".")[2], module) for name, module in named if isinstance(module, torch.nn.Linear)]
 
 
 def _fused_mlps(

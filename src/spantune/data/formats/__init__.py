@@ -125,14 +125,17 @@ def read(path: str | Path, format: str | None = None, options: Options = DEFAULT
     notes: Counter[str] = Counter()
     documents = tuple(verified(unique(_items(name, file, notes, options)), notes))
     if not documents:
-        raise _no_document(f"read as {name}", notes, file)
+        raise no_document(name, file, notes)
     return Corpus(documents, name, file, dict(+notes))
 
 
-def _no_document(how: str, notes: Counter[str], path: Path) -> DataError:
-    passed = "; ".join(f"{count} × {note}" for note, count in (+notes).items())
+def no_document(format: str, path: Path, notes: Mapping[str, int]) -> DataError:
+    """Return the error for a file without a document; `notes` say what was passed over in reading it."""
+    passed = "; ".join(f"{count} × {note}" for note, count in notes.items() if count)
     counted = f" (counted: {passed})" if passed else ""
-    return DataError(f"no document was found, {how}{counted}; expected at least one: check the path", path=path)
+    return DataError(
+        f"no document was found, read as {format}{counted}; expected at least one: check the path", path=path
+    )
 
 
 def read_dataset(table: object, options: Options = DEFAULTS) -> Corpus:

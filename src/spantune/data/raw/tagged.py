@@ -59,6 +59,7 @@ class Tagged:
         """
         written = tokens.TokenCensus()
         steps: Counter[tuple[str | None, str | None]] = Counter()
+        counts: Counter[str] = Counter()
         for record in records:
             if isinstance(record, DataError):
                 continue
@@ -70,12 +71,11 @@ class Tagged:
                     written.add(word, False)
             except DataError:
                 continue
-            if len(steps) < _MOST_STEPS and all(isinstance(cell, str) for cell in cells):
-                steps.update(pairwise([None, *map(str, cells), None]))
-        count: Counter[str] = Counter()
-        for (_, cell), times in steps.items():
-            count[cell or ""] += times * (cell is not None)
-        spelling = tags.spelling_of(count, count.total(), is_named=True) or "prefix"
+            stated_tags = [cell for cell in cells if isinstance(cell, str)]
+            if len(steps) < _MOST_STEPS and len(stated_tags) == len(cells):
+                counts.update(stated_tags)
+                steps.update(pairwise([None, *stated_tags, None]))
+        spelling = tags.spelling_of(counts, counts.total(), is_named=True) or "prefix"
         if spelling == "bare" and self.label is None:
             raise ConfigError(
                 f"the tags of column {self.column!r} are B and I without a type; name the label of their entities "
@@ -92,8 +92,9 @@ class Tagged:
         Raises:
             DataError: tokens and tags are not lists of equal length, or one of their values is not valid.
         """
-        words, row_tags = self._row(record)
-        self.notes[EMPTY_TOKEN] += len(self._cells(record)[0]) - len(words)
+        cells = self._cells(record)
+        words, row_tags = self._row(record, *cells)
+        self.notes[EMPTY_TOKEN] += len(cells[0]) - len(words)
         known: tuple[str, ...] = (self.tokens, self.column)
         text, spans = tokens.join(words, self.joiner)
         stated = record.values.get("text") if self.keeps_tokens else None
@@ -115,8 +116,8 @@ class Tagged:
         document = replace(document, is_counted=True)
         return with_tokens(document, words) if self.keeps_tokens else document
 
-    def _row(self, record: Record) -> tuple[list[str], list[tags.Tag]]:
-        words, stated = self._cells(record)
+    def _row(self, record: Record, words: list[object], stated: list[object]) -> tuple[list[str], list[tags.Tag]]:
+        """Return the tokens and tags of a row whose cells these are, without the empty tokens outside of entities."""
         row_tags = [self._tag_of(record, value, index) for index, value in enumerate(stated)]
         kept = [index for index, tag in enumerate(row_tags) if words[index] != "" or tag.role != "O"]
         filled = replace(record, values={self.tokens: [words[index] for index in kept]})

@@ -80,9 +80,9 @@ class JointAttention:
     def __init__(self, spans: Sequence[Span], runs: Runs, window: int | None, group: int):
         begins = [max(0, span.position - window + 1) if window else 0 for span in spans]
         self._group = group
-        self._tokens = sum(span.queries for span in spans)
+        tokens = sum(span.queries for span in spans)
         shared = list(_within(runs.shared, min(begins), max(span.position + span.queries for span in spans)))
-        self._products = list(_products(slice(0, self._tokens * group), shared, 0))
+        self._products = list(_products(slice(0, tokens * group), shared, 0))
         first_own = sum(run.end - run.position for run in shared)
         owns = []
         for span, begin, own in zip(spans, begins, runs.own, strict=True):
