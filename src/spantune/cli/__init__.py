@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from spantune import __version__
-from spantune.cli import calibrate, data, evaluate, export, extract, init, names, runs, serve, tables, watch
+from spantune.cli import calibrate, compare, data, evaluate, export, extract, init, names, runs, serve, tables, watch
 from spantune.cli.help import App
 from spantune.cli.libraries import quiet
 from spantune.cli.options import Json, Overrides, Recipe
@@ -269,7 +269,7 @@ def train(
 
 
 app.command(listed=["Formats"])(evaluate.evaluate)
-app.command()(evaluate.compare)
+app.command()(compare.compare)
 app.command()(evaluate.report)
 app.command()(runs.runs)
 app.command()(watch.watch)

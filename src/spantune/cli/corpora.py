@@ -14,6 +14,8 @@ from spantune.cli import names
 from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, reading_options
 from spantune.core import ConfigError, overwriting, print_table, put_json, require_new, say
 
+# Commands have many parameters, since typer reads the options from the signature.
+
 
 def merge(
     files: Annotated[

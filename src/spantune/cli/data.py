@@ -54,6 +54,9 @@ app = App(help="Look at annotated corpora, check, convert, split, merge and rela
 app.command(listed=("Corpora that come with spantune", "Models that come in packages"))(inspect.inspect)
 
 
+# Commands have many parameters, since typer reads the options from the signature.
+
+
 @app.command(listed=("Formats", "Corpora that come with spantune"))
 def convert(
     source: Annotated[

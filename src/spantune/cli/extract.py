@@ -31,15 +31,15 @@ from spantune.cli.options import (
     Sets,
     parts_read,
     reading_options,
-    report_left_out,
     split_overrides,
 )
-from spantune.core import Cluster, ConfigError, keep_for_good, log_crashes_into, number, say
+from spantune.cli.tally import close_tally, report_tally
+from spantune.core import Cluster, ConfigError, keep_for_good, log_crashes_into, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
     from spantune.core import Config, Extraction, Prediction
-    from spantune.extraction import Engine, Tally, Target, Task
+    from spantune.extraction import Engine, Task
     from spantune.metrics import Calibration
 
 
@@ -268,10 +268,10 @@ def extract(
         try:
             target.write(work.results(), tally)
         finally:
-            _report(tally, work.calibration, target)
+            report_tally(tally, work.calibration, target)
             if work.started is not None:
                 written = target.out if target.out and target.out.exists() else None
-                _close(tally, time.perf_counter() - work.started, written)
+                close_tally(tally, time.perf_counter() - work.started, written)
     raise typer.Exit(1 if tally.with_problem else 0)
 
 
@@ -340,9 +340,9 @@ def _on_ray(task: Task, cluster: Cluster, out: Path | None, to: str, *, resume: 
     try:
         extract_on_ray(task, cluster, folder, "parquet" if to == "parquet" else "native", tally, resume=resume)
     finally:
-        _report(tally, None, None)
+        report_tally(tally, None, None)
         if tally.documents:
-            _close(tally, time.perf_counter() - started, folder)
+            close_tally(tally, time.perf_counter() - started, folder)
     return 1 if tally.with_problem else 0
 
 
@@ -364,65 +364,3 @@ def _recipe(run: Path, overrides: list[str], batch_size: int | None) -> Config:
     if batch_size:
         overrides = [*overrides, f"extract.batch_size={batch_size}"]
     return load_config(folder.config_file, overrides) if overrides else recipe
-
-
-def _report(tally: Tally, calibration: Calibration | None, target: Target | None) -> None:
-    """Print on stderr the counts of an extraction: dropped entities, notes, failures, and facts about the output file.
-
-    Args:
-        tally: the counts.
-        calibration: the calibration of the engine; None if there is none.
-        target: the output; None with Ray.
-    """
-    from spantune.extraction import SHOWN
-
-    report_left_out(calibration, tally.below_threshold)
-    for note, count in (+tally.notes).items():
-        say(f"{count} × {note}")
-    if tally.contradicted:
-        say(f"{tally.contradicted} entities left out, which the next chunk of their text contradicts")
-    for line in tally.failures:
-        say(f"failed: {line}")
-    if tally.failed > SHOWN:
-        say(f"failed: {tally.failed - SHOWN} more")
-    if target is not None:
-        _report_file(tally, target)
-    if tally.with_problem:
-        say(f"{tally.with_problem} of {tally.documents} answers had a problem; see meta.problems of each")
-
-
-def _report_file(tally: Tally, target: Target) -> None:
-    """Print which documents are not in the output file, which were chosen, and what the user can do with the file."""
-    from spantune.extraction import partial
-
-    if tally.not_representable:
-        say(
-            f"{tally.not_representable} documents are not in {target.out}: {target.format} has no place for what failed"
-        )
-    if tally.chosen is not None:
-        place = f": {target.out}" if target.out else ""
-        say(f"{number(tally.chosen, 'document')} of {tally.documents:,}, the least sure first{place}")
-    if target.interface is not None and target.interface.exists():
-        say(
-            f"in Label Studio: make a project, set {target.interface} as its labelling interface (Settings, Labeling "
-            f"Interface, Code), import {target.out}, correct, and export as JSON; then: spantune data check EXPORT.json"
-        )
-    if target.out and partial(target.out).exists():
-        say(f"{partial(target.out)} holds what is done; go on with --resume")
-
-
-def _close(tally: Tally, seconds: float, written: Path | str | None) -> None:
-    """Print in one line the result of this call: documents, entities, time, problems by kind, and the output.
-
-    Args:
-        tally: the counts.
-        seconds: the time since the engine was loaded.
-        written: the output file or folder; None if there is none.
-    """
-    documents, entities = number(tally.extracted, "document"), number(tally.entities, "entity", "entities")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in tally.problems.most_common())
-    where = f"; written to {written}" if written else ""
-    say(
-        f"{documents}, {entities}, {seconds:.1f} s ({tally.extracted / max(seconds, 1e-9):.1f} documents/s), "
-        f"problems: {kinds or 'none'}{where}"
-    )

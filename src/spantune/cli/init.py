@@ -23,6 +23,9 @@ SHOWN = 12
 """The maximum number of labels that are printed."""
 
 
+# Commands have many parameters, since typer reads the options from the signature.
+
+
 def init(
     corpora: Annotated[
         list[str] | None,

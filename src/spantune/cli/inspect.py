@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from spantune.encoding import Tokenizer, Tokens
 
 
+# Commands have many parameters, since typer reads the options from the signature.
+
+
 def inspect(
     file: Annotated[
         str | None,
