@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -99,6 +98,24 @@ def test_rows_are_right_whatever_widths_were_made_before_their_pass() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_the_first_passes_of_two_widths_are_timed_while_they_compute() -> None:
+    model = tiny_model("phi3").to("cuda").requires_grad_(False)
+    passes = Forward(model, Shape(rows=4, longest=512, tokens=512))
+    text = [3 + (7 * place) % 250 for place in range(150)]
+    wanted = model(input_ids=torch.tensor([text], device="cuda"), use_cache=False).logits[0, -1:]
+    for _ in range(2 * model_runner.REPEATS + 2):
+        row = passes.cache.open()
+        logits = passes.feed([Part(row, 0, text)], [0]).clone()
+        torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
+        passes.cache.close(row)
+    torch.cuda.synchronize()
+    assert passes._graphs is not None and list(passes._graphs) == [192, 256]
+    narrow, wide = (passes._graphs[width].fastest for width in (192, 256))
+    assert narrow and wide and passes._width(150) == (256 if wide < model_runner.WIDER * narrow else 192)
+
+
 @torch.inference_mode()
 def test_only_what_is_wanted_is_given_and_few_logits_of_its_state() -> None:
     model = tiny_model("gemma3_text")
@@ -156,39 +173,34 @@ def test_too_little_memory_is_said_with_the_figures(monkeypatch: pytest.MonkeyPa
         passes._capacity()
 
 
-class NotedGraph:
-    """Takes the place of a CUDA graph, which needs a GPU; records the tokens that it would compute."""
+class TimedGraph:
+    """Takes the place of the graph of a width, which needs a GPU: a replay takes `milliseconds`."""
 
-    def __init__(self, passes: Forward, width: int):
-        self.passes, self.width = passes, width
-        self.seen: list[list[list[int]]] = []
+    def __init__(self, milliseconds: float):
+        self._milliseconds, self.timed = milliseconds, 0
+        self.is_running = False  # the last timed replay
+
+    @property
+    def fastest(self) -> float | None:
+        return self._milliseconds if self.timed == model_runner.REPEATS and not self.is_running else None
 
     def replay(self) -> None:
-        static = self.passes._static
-        assert static is not None
-        tokens, last, _, blocks = static.views(self.width)
-        self.seen.append([*tokens.tolist(), last.tolist(), blocks.flatten().tolist()])
+        self.timed = min(self.timed + 1, model_runner.REPEATS)
 
 
-def test_graphs_are_timed_over_padding_and_not_over_the_tokens_of_an_earlier_pass(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # Such tokens would overwrite keys of rows that have their slots now, or be past the end of the pass.
-    monkeypatch.setattr("spantune.models.queries_per_block", lambda group: 8)
-    monkeypatch.setattr(model_runner, "_milliseconds", lambda graph: graph.replay() or float(graph.width))
+@pytest.mark.parametrize(("wide", "expected"), [(0.9, 256), (0.99, 192), (1.5, 192)])
+def test_two_widths_take_turns_until_both_are_timed_and_the_faster_one_stays(wide: float, expected: int) -> None:
     passes = Forward(tiny_model("phi3"), Shape(rows=4, longest=64, tokens=256))
-    passes._static = model_runner._Static(torch.device("cpu"), passes.shape, passes.cache, passes._config)
-    graphs = {width: NotedGraph(passes, width) for width in (128, 192)}
-    passes._graphs = {width: (graph, torch.zeros(0)) for width, graph in graphs.items()}  # type: ignore[misc]
-    row = passes.cache.open()
-    earlier = passes.cache.take(row, 190)
-    tokens = np.array([[7] * 190, range(190), earlier, [row * 64] * 190])
-    passes._static.load(tokens, np.array([189]), [rows.Span(row, 0, 190, 0)], 192)
-    passes._static.ready()
-    assert passes._faster(128, 192) == 128
-    for width, graph in graphs.items():
-        assert len(graph.seen) == model_runner.REPEATS
-        for ids, positions, slots, cells, last, blocks in graph.seen:
-            assert set(ids) == set(positions) == set(last) == set(blocks) == {0}
-            assert set(slots) == {passes.cache.capacity} and set(cells) == {passes.cache.padding_row * 64}
-            assert len(ids) == width
+    graphs = {192: TimedGraph(1.0), 256: TimedGraph(wide), 64: TimedGraph(1.0), 128: TimedGraph(0.1)}
+    passes._graphs = graphs  # type: ignore[assignment]
+    widths = []
+    for _ in range(2 * model_runner.REPEATS):
+        widths.append(passes._width(140))
+        graphs[widths[-1]].replay()
+    assert widths == [192, 256] * model_runner.REPEATS
+    graphs[256].is_running = True
+    assert passes._width(140) == 192
+    graphs[256].is_running = False
+    assert passes._width(140) == expected
+    assert passes._width(50) == 64  # a pass of few tokens reads the weights, which takes as long at any width
+    assert passes._width(250) == 256  # there is none wider

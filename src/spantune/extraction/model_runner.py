@@ -46,7 +46,7 @@ TYPICAL = 560  # slots of a row on average; a long row may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
 COMPILED_TOKENS = 24  # tokens of the pass that compares compiled layers with plain ones
 WIDER = 0.98  # a wider pass is used if it takes less than this share of the time of the narrower one
-REPEATS = 4  # how often each of two widths is timed; the fastest time counts
+REPEATS = 4  # the first passes of each width are timed; the fastest time counts
 MEMORY_SHARE = 0.8  # the largest share of the free GPU memory that the cache takes
 _LOG = logging.getLogger(__name__)
 Inputs = TypeVar("Inputs", Tensor, NDArray[np.int64])
@@ -100,10 +100,7 @@ class Forward:
         self.cache = SlotCache(shape.rows, shape.longest, self._capacity(), self._device, self._page, kept)
         usable = _has_kernel(self._device) and _agrees(self._config, self._dtype, self._device)
         self._static = _Static(self._device, shape, self.cache, self._config) if usable else None
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = (
-            {} if self._static and _is_capturable(model) else None
-        )
-        self._instead: dict[int, int] = {}  # the width to use for passes of each width
+        self._graphs: dict[int, _PassGraph] | None = {} if self._static and _is_capturable(model) else None
         self._is_compiled = self._has_tried = False
         self._mask = unread_mask(self._config, self._dtype, self._device)
 
@@ -207,7 +204,7 @@ class Forward:
         self._has_tried = True
         torch.cuda.synchronize()  # the graphs are dropped below
         self._is_compiled = compile_checked(self._model, self._check_pass, COMPILED_TOKENS)
-        self._graphs, self._instead = {}, {}
+        self._graphs = {}
 
     def _graphs_work(self) -> bool:
         """Whether passes are CUDA graphs; the first call captures one to find out."""
@@ -224,28 +221,23 @@ class Forward:
         self.cache.close(row)
 
     def _width(self, count: int) -> int:
-        """Return the width to use for a pass of `count` tokens: the next one, or the one after it if that is faster."""
-        width = fitting(count)
-        if self._graphs is None:
-            return width
-        if width not in self._instead:
-            wider = width + WIDTH
-            self._capture(width)
-            self._instead[width] = width
-            if width > 2 * WIDTH and wider <= self.shape.tokens:
-                self._capture(wider)
-                self._instead[width] = self._faster(width, wider)
-        return self._instead[width]
+        """Return the width to use for a pass of `count` tokens: the next one, or the one after it if that is faster.
 
-    def _faster(self, width: int, wider: int) -> int:
-        """Time the graphs of two widths in turns; return the width to use for passes of the first width."""
-        if self._graphs is None or self._static is None:
+        Passes use the two widths in turns until the GPU has timed REPEATS passes of both.
+        """
+        width = fitting(count)
+        wider = width + WIDTH
+        narrow_graph = self._capture(width)
+        if narrow_graph is None or width <= 2 * WIDTH or wider > self.shape.tokens:
             return width
-        self._static.blank()  # otherwise old tokens would overwrite slots that other tokens hold now
-        times: dict[int, list[float]] = {width: [], wider: []}
-        for tried in (width, wider) * REPEATS:
-            times[tried].append(_milliseconds(self._graphs[tried][0]))
-        return wider if min(times[wider]) < WIDER * min(times[width]) else width
+        wide_graph = self._capture(wider)
+        if wide_graph is None:
+            return width
+        if wide_graph.timed < narrow_graph.timed:
+            return wider
+        if wide_graph.fastest is None or narrow_graph.fastest is None:
+            return width
+        return wider if wide_graph.fastest < WIDER * narrow_graph.fastest else width
 
     def _replay(self, width: int) -> Tensor:
         """Run the loaded pass at a fixed width, as a CUDA graph if graphs can be used."""
@@ -253,15 +245,15 @@ class Forward:
         self._static.ready()
         if self._graphs is None:
             return self._run(*self._static.views(width))
-        graph, output = self._graphs[width]
-        graph.replay()
-        return output
+        return self._graphs[width].replay()
 
-    def _capture(self, width: int) -> None:
-        """Capture the graph of a width, if there is none."""
+    def _capture(self, width: int) -> _PassGraph | None:
+        """Return the graph of a width, captured now if there is none; None if passes run without graphs."""
+        if self._graphs is None:
+            return None
+        if width in self._graphs:
+            return self._graphs[width]
         assert self._static is not None
-        if self._graphs is None or width in self._graphs:
-            return
         self._static.blank()
         views = self._static.views(width)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -271,15 +263,16 @@ class Forward:
                 self._run(*views)  # compiles kernels and allocates workspaces, which is not possible during a capture
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
+            pool = next(iter(self._graphs.values())).graph.pool() if self._graphs else None
             with torch.cuda.graph(graph, pool=pool):
                 output = self._run(*views)
         except RuntimeError as error:
             torch.cuda.synchronize()
             _LOG.warning("decoding without CUDA graphs, which is slower: %s", str(error).splitlines()[0])
             self._graphs = None
-            return
-        self._graphs[width] = graph, output
+            return None
+        self._graphs[width] = made = _PassGraph(graph, output)
+        return made
 
     def _capacity(self) -> int:
         shape = self.shape
@@ -304,15 +297,42 @@ def fitting(count: int) -> int:
     return next((width for width in (16, 32) if width >= count), -(-count // WIDTH) * WIDTH)
 
 
-def _milliseconds(graph: torch.cuda.CUDAGraph) -> float:
-    """Return the milliseconds that a graph takes."""
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-    events[0].record()
-    graph.replay()
-    events[1].record()
-    events[1].synchronize()
-    milliseconds: float = events[0].elapsed_time(events[1])
-    return milliseconds
+class _PassGraph:
+    """The CUDA graph of the passes of one width, whose first REPEATS replays are timed.
+
+    Attributes:
+        graph: the graph.
+        output: what it computes, at a fixed address.
+    """
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, output: Tensor):
+        self.graph, self.output = graph, output
+        self._times: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._fastest: float | None = None
+
+    @property
+    def timed(self) -> int:
+        """The number of timed replays so far, including one that is still running."""
+        return len(self._times)
+
+    @property
+    def fastest(self) -> float | None:
+        """The milliseconds of the fastest of the timed replays; None until all of them have ended."""
+        if self._fastest is None and self.timed == REPEATS and self._times[-1][1].query():  # type: ignore[no-untyped-call]
+            self._fastest = min(start.elapsed_time(end) for start, end in self._times)
+        return self._fastest
+
+    def replay(self) -> Tensor:
+        """Launch the graph; return `output`."""
+        if self.timed == REPEATS:
+            self.graph.replay()
+            return self.output
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        self.graph.replay()
+        end.record()
+        self._times.append((start, end))
+        return self.output
 
 
 class _Static:

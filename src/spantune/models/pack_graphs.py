@@ -33,7 +33,7 @@ from spantune.models.span_packs import moved
 
 MOST_GRAPHS = 32
 LARGE = 1.5  # the tokens of a large step, divided by those of a usual step
-WORK = 9e11  # from this product of a layer's weights and tokens on, the GPU takes longer for a layer than the host
+WORK = 1.5e12  # from this product of a layer's weights and tokens on, an H200 takes longer for a layer than its host
 EXAMPLES, ROWS = 4, 128  # a padded pack has a multiple of EXAMPLES examples and, above 1,024, of ROWS tokens
 log = logging.getLogger(__name__)
 
