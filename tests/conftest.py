@@ -27,14 +27,18 @@ gc.disable()  # until all modules are imported
 os.environ["MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS"] = "1"  # default: 30 s; modelscope reads it at import
 
 DEAREST = (
-    "training/test_resume.py",
+    "extraction/scale/test_ray_engine.py",
     "runs/trackers/test_swanlab.py",
-    "extraction/test_extractor.py",
+    "training/test_resume.py",
+    "cli/test_extract.py",
+    "extraction/scale/test_devices.py",
+    "data/formats/test_conll.py",
     "extraction/test_gold_walk.py",
     "models/test_bundled.py",
-    "extraction/remote/test_extractor.py",
-    "cli/test_extract.py",
     "training/test_nan_guard.py",
+    "extraction/test_extractor.py",
+    "models/test_loading.py",
+    "extraction/remote/test_extractor.py",
     "test_docs.py",
     "training/test_job.py",
 )

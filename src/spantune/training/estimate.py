@@ -74,6 +74,8 @@ EVALUATIONS = 4
 class Memory:
     """Predicted peak memory of a training step in GiB, by part.
 
+    The memory of CUDA graphs is not included: a run continues without them if memory is short.
+
     Attributes:
         base_gib: the weights of the base model.
         adapters_gib: the weights and gradients of the adapters and the span head; with full fine-tuning the gradients

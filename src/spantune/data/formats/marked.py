@@ -109,9 +109,10 @@ class _Line:
         )
 
     def _label(self, opened: int) -> str:
-        label = ""
+        characters = list[str]()
         while self.line[self.place : self.place + 1] not in ("|", "{", "}", ""):
-            label += self._character()
+            characters.append(self._character())
+        label = "".join(characters)
         if self.line[self.place : self.place + 1] != "|":
             raise self._error(opened, "{ opens a mark without a label; expected {label|text}, or \\{ for the character")
         self.place += 1
