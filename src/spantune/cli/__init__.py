@@ -59,7 +59,7 @@ NAME = "spantune"
 app = App(name=NAME, help="Fine-tune open LLMs into entity extractors whose every entity is in the text.")
 app.add_typer(data.app, name="data")
 
-# Commands have many parameters, since typer reads the options from the signature.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 
 
 def main() -> NoReturn:

@@ -9,22 +9,20 @@ from typing import Annotated
 import typer
 
 from spantune.cli import names, tables
-from spantune.cli.options import (
-    Column,
-    Encoding,
-    Force,
-    Format,
-    Joiner,
-    Json,
-    Label,
-    Offsets,
-    reading_options,
+from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, reading_options
+from spantune.cli.scoring import (
+    Labels,
+    ProtocolName,
+    Reading,
+    ReportFolder,
+    label_set,
+    made_folder,
+    require_report_folder,
 )
-from spantune.cli.scoring import How, Labels, ProtocolName, Reading, ReportFolder, made_folder, require_report_folder
 from spantune.core import put_json, say
 from spantune.runs import RunFolder
 
-# Commands have many parameters, since typer reads the options from the signature.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 
 
 def compare(
@@ -71,11 +69,10 @@ def compare(
 
     require_report_folder(report, (*systems, gold), force)
     reading = Reading(format, reading_options(column, joiner, label, encoding, offsets))
-    how = How(protocol, reading, None, labels, None)
     read, notes = read_systems(systems, reading.corpus(gold) if gold else None, protocol, format)
     for note in notes:
         say(note)
-    codes = how.codes or labels_of_systems(read, systems)
+    codes = label_set(labels) or labels_of_systems(read, systems)
     comparison = compare_systems(read, codes)
     for name, scores in comparison.systems.items():
         for note, count in scores.notes.items():
@@ -92,14 +89,9 @@ def compare(
 
 
 def _label_names(paths: Sequence[Path], codes: Sequence[str]) -> dict[str, str]:
-    """Return code to name for `codes`, with the names of the first run among `paths`; a code without a name is kept."""
-    names = _task_names(paths)
-    return {code: names.get(code, code) for code in codes}
-
-
-def _task_names(paths: Sequence[Path]) -> dict[str, str]:
-    """Return code to name for the labels of the first run among `paths`; empty if none is a run folder."""
+    """Return the name of each code: that of the first run among `paths`, or the code itself where there is none."""
     from spantune.core import TaskSpec
 
     run = next((path for path in paths if RunFolder(path).is_run), None)
-    return TaskSpec.load(run).names if run else {}
+    task_names = TaskSpec.load(run).names if run else {}
+    return {code: task_names.get(code, code) for code in codes}

@@ -14,7 +14,7 @@ from spantune.cli import names
 from spantune.cli.options import Column, Encoding, Force, Format, Joiner, Json, Label, Offsets, reading_options
 from spantune.core import ConfigError, overwriting, print_table, put_json, require_new, say
 
-# Commands have many parameters, since typer reads the options from the signature.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 
 
 def merge(

@@ -54,7 +54,7 @@ app = App(help="Look at annotated corpora, check, convert, split, merge and rela
 app.command(listed=("Corpora that come with spantune", "Models that come in packages"))(inspect.inspect)
 
 
-# Commands have many parameters, since typer reads the options from the signature.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 
 
 @app.command(listed=("Formats", "Corpora that come with spantune"))

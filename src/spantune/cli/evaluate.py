@@ -6,6 +6,7 @@ Tables and JSON go to stdout, messages to stderr.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,15 +31,25 @@ from spantune.cli.options import (
     reading_options,
     report_left_out,
 )
-from spantune.cli.scoring import How, Labels, ProtocolName, Reading, ReportFolder, made_folder, require_report_folder
+from spantune.cli.scoring import (
+    Labels,
+    ProtocolName,
+    Reading,
+    ReportFolder,
+    label_set,
+    made_folder,
+    require_report_folder,
+)
 from spantune.core import ConfigError, DataError, log_crashes_into, put, put_json, say
 from spantune.runs import RunFolder
 
 if TYPE_CHECKING:
+    from spantune.core import Document
+    from spantune.metrics import Protocol
     from spantune.report import Report
 
 
-# Commands have many parameters, since typer reads the options from the signature.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 
 
 def evaluate(
@@ -95,7 +106,7 @@ def evaluate(
     """
     require_report_folder(report, (run, data, gold, predicted, train), force)
     reading = Reading(format, reading_options(column, joiner, label, encoding, offsets))
-    how = How(protocol, reading, limit, labels, replace(reading, format=None).documents(train) if train else None)
+    how = _How(protocol, reading, limit, labels, replace(reading, format=None).documents(train) if train else None)
     if run and data and not (gold or predicted or labels):
         figures, content = _evaluate_run(run, data, how, _Decoding(grounded, min_score, device, accept_changes))
     elif gold and predicted and not (run or data):
@@ -128,6 +139,25 @@ def report(run: Run) -> None:
 
 
 @dataclass(frozen=True)
+class _How:
+    """How files are read and predictions are scored.
+
+    Args:
+        protocol: what counts as correct.
+        reading: how the files are read.
+        limit: the maximum number of documents; None for all.
+        labels: the label set, separated by commas; None for the labels of the documents.
+        train: the training documents, for the slices of seen and unseen surfaces; None if they are not given.
+    """
+
+    protocol: Protocol
+    reading: Reading
+    limit: int | None
+    labels: str | None
+    train: Sequence[Document] | None
+
+
+@dataclass(frozen=True)
 class _Decoding:
     """The options with which a run extracts; see the options of the command `evaluate`."""
 
@@ -137,7 +167,7 @@ class _Decoding:
     accept_changes: bool
 
 
-def _evaluate_run(run: Path, data: str, how: How, decoding: _Decoding) -> tuple[dict[str, object], Report]:
+def _evaluate_run(run: Path, data: str, how: _How, decoding: _Decoding) -> tuple[dict[str, object], Report]:
     """Extract with a run and save the predictions in its folder; return the figures and the content of their report."""
     folder = RunFolder(run)
     recipe = folder.config()
@@ -184,7 +214,7 @@ def _evaluate_run(run: Path, data: str, how: How, decoding: _Decoding) -> tuple[
     return evaluation.as_dict(), report
 
 
-def _score_files(gold: str, predicted: str, how: How) -> tuple[dict[str, object], Report]:
+def _score_files(gold: str, predicted: str, how: _How) -> tuple[dict[str, object], Report]:
     """Score a file of predictions against a gold file; return the figures and the content of their report."""
     from spantune.core import from_document
     from spantune.metrics import labels_of, score
@@ -201,7 +231,7 @@ def _score_files(gold: str, predicted: str, how: How) -> tuple[dict[str, object]
         gold_ids = {document.id for document in gold_documents}
         predictions = [prediction for prediction in predictions if prediction.document.id in gold_ids]
     predicted_documents = [prediction.document for prediction in predictions]
-    codes = how.codes or labels_of((*gold_documents, *predicted_documents))
+    codes = label_set(how.labels) or labels_of((*gold_documents, *predicted_documents))
     data = f"{predicted} against {gold}"
     try:
         scores = score(gold_documents, predicted_documents, codes, protocol=how.protocol, train=how.train)

@@ -23,7 +23,7 @@ FORM = "What is written"
 HUB = "A hub"
 COMPARISON = "How it is compared with the run"
 
-# Commands have many parameters, since typer reads the options from the signature.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 
 
 def export(

@@ -49,7 +49,7 @@ SERVER = "Asking a server"
 MANY = "Many processes"
 """The section of the help page for options about several processes, with `--devices` or `--engine ray`."""
 
-# Commands have many parameters, since typer reads the options from the signature. Here they are half of the lines.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 
 
 def extract(

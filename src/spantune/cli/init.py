@@ -23,7 +23,7 @@ SHOWN = 12
 """The maximum number of labels that are printed."""
 
 
-# Commands have many parameters, since typer reads the options from the signature.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 
 
 def init(

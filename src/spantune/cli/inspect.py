@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from spantune.encoding import Tokenizer, Tokens
 
 
-# Commands have many parameters, since typer reads the options from the signature.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 
 
 def inspect(

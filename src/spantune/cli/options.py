@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 READING = "How the input is read"
 """The section of a help page for options about reading a file."""
 
-# Commands have many parameters, since typer reads the options from the signature.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 Run = Annotated[Path, typer.Argument(help="A run folder.", autocompletion=names.run_folders)]
 Recipe = Annotated[Path, typer.Argument(help="A recipe file, or bundled:NAME.", autocompletion=names.recipes)]
 Overrides = Annotated[

@@ -16,8 +16,6 @@ from spantune.runs import RunFolder
 if TYPE_CHECKING:
     from spantune.core import Document
     from spantune.data import Corpus, Options
-    from spantune.metrics import Protocol
-
 
 ProtocolName = Annotated[
     Literal["cblue", "promptcblue"],
@@ -63,37 +61,18 @@ class Reading:
         return corpus.documents
 
 
-@dataclass(frozen=True)
-class How:
-    """How files are read and predictions are scored.
+def label_set(labels: str | None) -> list[str] | None:
+    """Return the labels of the option --labels; None if it is not given.
 
-    Args:
-        protocol: what counts as correct.
-        reading: how the files are read.
-        limit: the maximum number of documents; None for all.
-        labels: the label set, separated by commas; None for the labels of the documents.
-        train: the training documents, for the slices of seen and unseen surfaces; None if they are not given.
+    Raises:
+        ConfigError: the option names no label.
     """
-
-    protocol: Protocol
-    reading: Reading
-    limit: int | None
-    labels: str | None
-    train: Sequence[Document] | None
-
-    @property
-    def codes(self) -> list[str] | None:
-        """The given label set; None for the labels of the documents.
-
-        Raises:
-            ConfigError: the option names no label.
-        """
-        if self.labels is None:
-            return None
-        codes = [code for code in (part.strip() for part in self.labels.split(",")) if code]
-        if not codes:
-            raise ConfigError(f"--labels {self.labels!r} names no label; expected codes such as dis,sym,bod")
-        return codes
+    if labels is None:
+        return None
+    codes = [code for code in (part.strip() for part in labels.split(",")) if code]
+    if not codes:
+        raise ConfigError(f"--labels {labels!r} names no label; expected codes such as dis,sym,bod")
+    return codes
 
 
 def require_report_folder(folder: Path | None, inputs: Iterable[str | Path | None], force: bool) -> None:

@@ -18,7 +18,7 @@ LIMITS = "Limits"
 _SIZE = re.compile(r"(\d+)\s*(|KiB|MiB|GiB|B)", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
-# Commands have many parameters, since typer reads the options from the signature.
+# Commands have many parameters, and so many lines, since typer reads the options from the signature.
 
 
 def serve(
