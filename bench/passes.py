@@ -25,7 +25,7 @@ from extract import _random
 from spantune.core import config
 from spantune.extraction import Forward
 from spantune.extraction.compiling import is_worth_compiling
-from spantune.extraction.model_runner import Part, Shape
+from spantune.extraction.model_runner import Part, Shape, fitting
 
 KINDS = {
     "attention": ("_attend", "_join"),
@@ -40,7 +40,7 @@ def main() -> None:
     options.add_argument("folder", type=Path)
     options.add_argument("--base", choices=["bf16", "fp8", "fp8-merged", "nf4"], default="bf16")
     options.add_argument("--compile", nargs="+", choices=["off", "on"], default=["off", "on"])
-    options.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 192, 256, 320, 384, 448, 512])
+    options.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256, 384, 512])
     options.add_argument("--context", type=int, default=340)
     options.add_argument("--each", type=int, default=4, help="tokens that a row feeds")
     options.add_argument("--kernels", type=int, default=0, help="list as many kernels of the last width")
@@ -56,7 +56,7 @@ def measured(model: Any, way: Any, chosen: argparse.Namespace) -> list[dict[str,
     """Return the figures of each width, with compiled layers (`way` is "on") or plain ones ("off")."""
     print(f"{chosen.base}, compile {way}", file=sys.stderr, flush=True)
     rows = max(chosen.widths) // chosen.each
-    forward = Forward(model, Shape(rows, 1024, -(-max(chosen.widths) // 64) * 64))
+    forward = Forward(model, Shape(rows, 1024, fitting(max(chosen.widths))))
     began, lines = time.perf_counter(), []
     if is_worth_compiling(model, config.Extract(compile=way), is_bulk=False):
         forward.compile()

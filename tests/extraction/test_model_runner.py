@@ -111,9 +111,9 @@ def test_the_first_passes_of_two_widths_are_timed_while_they_compute() -> None:
         torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
         passes.cache.close(row)
     torch.cuda.synchronize()
-    assert passes._graphs is not None and list(passes._graphs) == [192, 256]
-    narrow, wide = (passes._graphs[width].fastest for width in (192, 256))
-    assert narrow and wide and passes._width(150) == (256 if wide < model_runner.WIDER * narrow else 192)
+    assert passes._graphs is not None and list(passes._graphs) == [256, 384]
+    narrow, wide = (passes._graphs[width].fastest for width in (256, 384))
+    assert narrow and wide and passes._width(150) == (384 if wide < model_runner.WIDER * narrow else 256)
 
 
 @torch.inference_mode()
@@ -157,6 +157,13 @@ def test_a_pass_of_fixed_width_is_padded() -> None:
     assert blocks[blocks[:, 2] > 0].tolist() == [[1, 0, 8, 5], [1, 8, 3, 13], [3, 11, 7, 6]]
 
 
+@pytest.mark.parametrize(
+    ("count", "width"), [(1, 16), (16, 16), (17, 32), (33, 64), (65, 128), (128, 128), (129, 256), (700, 768)]
+)
+def test_passes_of_many_tokens_have_few_widths(count: int, width: int) -> None:
+    assert model_runner.fitting(count) == width
+
+
 def test_models_whose_rope_looks_at_positions_or_that_learn_get_no_graphs() -> None:
     frozen = tiny_model("phi3").requires_grad_(False)
     assert model_runner._is_capturable(frozen) and not model_runner._is_capturable(tiny_model("phi3"))
@@ -188,19 +195,19 @@ class TimedGraph:
         self.timed = min(self.timed + 1, model_runner.REPEATS)
 
 
-@pytest.mark.parametrize(("wide", "expected"), [(0.9, 256), (0.99, 192), (1.5, 192)])
+@pytest.mark.parametrize(("wide", "expected"), [(0.9, 384), (0.99, 256), (1.5, 256)])
 def test_two_widths_take_turns_until_both_are_timed_and_the_faster_one_stays(wide: float, expected: int) -> None:
-    passes = Forward(tiny_model("phi3"), Shape(rows=4, longest=64, tokens=256))
-    graphs = {192: TimedGraph(1.0), 256: TimedGraph(wide), 64: TimedGraph(1.0), 128: TimedGraph(0.1)}
+    passes = Forward(tiny_model("phi3"), Shape(rows=4, longest=64, tokens=384))
+    graphs = {256: TimedGraph(1.0), 384: TimedGraph(wide), 64: TimedGraph(1.0), 128: TimedGraph(0.1)}
     passes._graphs = graphs  # type: ignore[assignment]
     widths = []
     for _ in range(2 * model_runner.REPEATS):
         widths.append(passes._width(140))
         graphs[widths[-1]].replay()
-    assert widths == [192, 256] * model_runner.REPEATS
-    graphs[256].is_running = True
-    assert passes._width(140) == 192
-    graphs[256].is_running = False
+    assert widths == [256, 384] * model_runner.REPEATS
+    graphs[384].is_running = True
+    assert passes._width(140) == 256
+    graphs[384].is_running = False
     assert passes._width(140) == expected
     assert passes._width(50) == 64  # a pass of few tokens reads the weights, which takes as long at any width
-    assert passes._width(250) == 256  # there is none wider
+    assert passes._width(300) == 384  # there is none wider

@@ -40,7 +40,8 @@ from spantune.models import (
     windows,
 )
 
-WIDTH = 64  # passes are padded to a multiple of this, or to 16 or 32
+NARROW = (16, 32, 64)  # passes of few tokens are padded to one of these,
+WIDTH = 128  # and others to a multiple of this, since matrix products compute 128 rows at a time
 PAGE = 256  # consecutive slots that a row takes at a time on a CPU
 TYPICAL = 560  # slots of a row on average; a long row may take more
 KERNEL_ERROR = 0.02  # bf16 rounding stays under 0.01; a wrong mask or layout is far above
@@ -84,7 +85,7 @@ class Forward:
     """
 
     def __init__(self, model: CausalLM, shape: Shape, *, states: bool = False):
-        assert shape.tokens % WIDTH == 0, "the widest pass is one of the widths"
+        assert fitting(shape.tokens) == shape.tokens, "the widest pass is one of the widths"
         self.shape = shape
         self.passes = 0
         self.instruction: list[int] = []
@@ -228,7 +229,7 @@ class Forward:
         width = fitting(count)
         wider = width + WIDTH
         narrow_graph = self._capture(width)
-        if narrow_graph is None or width <= 2 * WIDTH or wider > self.shape.tokens:
+        if narrow_graph is None or width <= WIDTH or wider > self.shape.tokens:
             return width
         wide_graph = self._capture(wider)
         if wide_graph is None:
@@ -294,7 +295,7 @@ class Forward:
 
 def fitting(count: int) -> int:
     """Return the narrowest width that holds `count` tokens."""
-    return next((width for width in (16, 32) if width >= count), -(-count // WIDTH) * WIDTH)
+    return next((width for width in NARROW if width >= count), -(-count // WIDTH) * WIDTH)
 
 
 class _PassGraph:
