@@ -69,7 +69,8 @@ def ray_here(storage: S3) -> Iterator[None]:
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # otherwise other tests, which run at the same time, leave workers no time
+    # At their usual, low priority the workers would get no time while other tests run.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Ray reads this spelling
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     yield
     ray.shutdown()
