@@ -365,6 +365,15 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         formats.read(tmp_path / "absent.json", "cmeee")
 
 
+@pytest.mark.parametrize(
+    ("content", "found"), [("{}", "an empty object"), ('{"a": 1, "b": 2}', "an object with a, b"), ("[{}]", "an empty")]
+)
+def test_an_object_of_no_format_is_said_with_its_fields(content: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=f"found {found}.*, which is of no known format"):
+        formats.detect(tmp_path / "a.json")
+
+
 @pytest.mark.parametrize("name", ["native/clinic.jsonl", "cmeee/array.json", "marked/clinic.txt"])
 def test_bom_and_crlf_are_accepted_and_noted(name: str, tmp_path: Path) -> None:
     source = FIXTURES / name
