@@ -1,4 +1,4 @@
-"""GLiNER's training data: inclusive token numbers, joined texts, kept tokens, round trips and bad input."""
+"""GLiNER's training data, W2NER's and SpERT's: token numbers, joined texts, kept tokens, round trips and bad input."""
 
 from __future__ import annotations
 
@@ -41,6 +41,22 @@ def test_tokens_of_one_chinese_character_are_joined_by_nothing_and_a_joiner_is_o
     assert formats.read(path, None, Options(joiner=" ")).documents[0].text == "患 者 C T"
 
 
+def test_layouts_of_w2ner_and_spert_are_read_too(tmp_path: Path) -> None:
+    words = ["Ada", "Roe", "of", "Rome", "sings"]
+    several = "entity of several parts, read from the first to the last"
+    indexed = {"sentence": words, "ner": [{"index": [0, 1], "type": "per"}, {"index": [1, 3], "type": "x"}], "word": []}
+    corpus = formats.read(file_of(tmp_path, "w2ner.json", [indexed]))
+    assert corpus.format == "gliner" and corpus.notes[several] == 1
+    assert spans(corpus.documents) == [[("Ada Roe", 0, "per"), ("Roe of Rome", 4, "x")]]
+    ended = {"tokens": words, "entities": [{"type": "loc", "start": 3, "end": 4}], "relations": [], "orig_id": 5}
+    corpus = formats.read(file_of(tmp_path, "spert.json", [ended]))
+    assert corpus.format == "gliner" and several not in corpus.notes
+    assert spans(corpus.documents) == [[("Rome", 11, "loc")]]
+    assert corpus.documents[0].meta == {"relations": [], "orig_id": 5}
+    chinese = {"sentence": list("患者腹痛"), "ner": [{"index": [2, 3], "type": "sym"}]}
+    assert formats.read(file_of(tmp_path, "zh.jsonl", [chinese])).documents[0].text == "患者腹痛"
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.lists(annotated(), min_size=1, max_size=3))
 def test_what_is_written_is_read_back_or_counted(documents: list[Document]) -> None:
@@ -73,6 +89,12 @@ def test_scores_are_counted_and_white_space_at_an_edge_is_refused(tmp_path: Path
         ({"tokenized_text": ["a"], "ner": [[0, "x"]]}, ["field ner[0]", "expected [first, last, label]"]),
         ({"tokenized_text": ["a", ""], "ner": []}, ["token 1 of tokenized_text", "empty"]),
         ({"tokenized_text": ["a", 3], "ner": []}, ["token 1 of tokenized_text", "the number 3"]),
+        ({"sentence": ["a"], "ner": [{"index": [0, 0], "type": "x"}]}, ["field ner[0].index", "such as [3, 4]"]),
+        ({"sentence": ["a"], "ner": [{"index": ["0"], "type": "x"}]}, ["field ner[0].index", "such as [3, 4]"]),
+        ({"sentence": ["a"], "ner": [{"index": [1], "type": "x"}]}, ["field ner[0]", "tokens 1 to 1 of 1"]),
+        ({"sentence": ["a"], "ner": [[0, 0, "x"]]}, ["field ner[0]", "found a list; expected an object"]),
+        ({"tokens": ["a"], "entities": [{"start": 0, "end": 0, "type": "x"}]}, ["entities[0]", "tokens 0 to -1 of 1"]),
+        ({"tokens": ["a"], "entities": [{"start": 0, "end": 1}]}, ["entities[0].type", "the field is missing"]),
     ],
 )
 def test_bad_rows_are_refused_by_place(row: object, fragments: list[str], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from spantune.data.detection import Detector
 from spantune.data.formats import (
     bioc,
     brat,
+    ccks,
     chat,
     chip,
     cluener,
@@ -66,6 +67,7 @@ FORMATS = {
     "surfaces": Format(surfaces.read, surfaces.write, surfaces.claims),
     "few_shot": Format(few_shot.read, few_shot.write, few_shot.claims, divisible=True),
     "cmeee": Format(cmeee.read, cmeee.write, cmeee.claims),
+    "ccks": Format(ccks.read, ccks.write, ccks.claims),
     "chip": Format(chip.read, chip.write, chip.claims),
     "conll": Format(conll.read, conll.write, conll.claims),
     "brat": Format(brat.read, brat.write, brat.claims, folder=True),

@@ -2,6 +2,11 @@
 
 Token numbers count from 0, and the last one is inclusive. The text is joined from the tokens by the rule of `tokens`.
 The tokens are kept in the document's meta if cutting the text would give others. Labels stay as they are written.
+
+The layouts of two models with spans of tokens are read too:
+
+- W2NER: `{"sentence": […], "ner": [{"index": [0, 1], "type": "label"}]}`, with the numbers of all tokens of an entity.
+- SpERT: `{"tokens": […], "entities": [{"start": 0, "end": 2, "type": "label"}]}`, where the end is exclusive.
 """
 
 from __future__ import annotations
@@ -19,12 +24,15 @@ from spantune.data.raw.json_records import Record, document_id
 
 _TOKENS, _SPANS = "tokenized_text", "ner"
 _FIELDS = ("id", _TOKENS, _SPANS)
+PARTS = "entity of several parts, read from the first to the last"
+_LAYOUTS = {_TOKENS: _SPANS, "sentence": "ner", "tokens": "entities"}
+"""The field of the entities by the field of the tokens: GLiNER, W2NER, SpERT."""
 
 
 def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     record = sample.record or {}
-    return isinstance(record.get(_TOKENS), list) and isinstance(record.get(_SPANS), list)
+    return any(isinstance(record.get(name), list) and isinstance(record.get(_LAYOUTS[name]), list) for name in _LAYOUTS)
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
@@ -35,7 +43,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """
     census = tokens.TokenCensus()
     for record in read_json(path, Counter(), options.encoding):
-        words = record.values.get(_TOKENS) if isinstance(record, Record) else None
+        words = record.values.get(_layout(record)[0]) if isinstance(record, Record) else None
         for index, word in enumerate(words if isinstance(words, list) else []):
             if isinstance(word, str) and word:
                 census.add(word, index == 0)
@@ -61,24 +69,48 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     tokenizer.finish()
 
 
+def _layout(record: Record) -> tuple[str, str]:
+    """Return the fields of the tokens and of the entities."""
+    return next(((words, _LAYOUTS[words]) for words in _LAYOUTS if words in record.values), (_TOKENS, _SPANS))
+
+
 def _document(record: Record, joiner: str | None, notes: Counter[str]) -> RawDocument:
-    words = tagged.words_in(record, _TOKENS)
+    of_words, of_spans = _layout(record)
+    words = tagged.words_in(record, of_words)
     text, spans = tokens.join(words, joiner)
     notes[tagged.JOINED] += 1
     entities = []
-    for index, value in enumerate(record.items(_SPANS)):
-        row = record.cells(f"{_SPANS}[{index}]", value, "[first, last, label]")
-        first, last, label = row.integer("[0]"), row.integer("[1]"), row.text("[2]")
+    for row, first, last, label in _rows(record, of_words, of_spans, notes):
         if not 0 <= first <= last < len(words):
+            counted = "the end exclusive" if of_spans == "entities" else "the last inclusive"
             raise row.error(
                 f"found tokens {first} to {last} of {len(words)}; expected the numbers of the first and the last token "
-                "from 0, the last inclusive: mend them"
+                f"from 0, {counted}: mend them"
             )
         start, end = spans[first][0], spans[last][1]
-        entities.append(RawEntity(start, end, label, text[start:end], field=row.place("")))
-    name, meta = document_id(record, notes), record.others(_FIELDS)
+        entities.append(RawEntity(start, end, label, text[start:end], field=row.inside.rstrip(".")))
+    name, meta = document_id(record, notes), record.others(("id", of_words, of_spans))
     document = RawDocument(name, text, tuple(entities), record.path, record.line, meta, is_counted=True)
     return tagged.with_tokens(document, words)
+
+
+def _rows(record: Record, of_words: str, of_spans: str, notes: Counter[str]) -> Iterator[tuple[Record, int, int, str]]:
+    """Yield for each entity its record, the numbers of its first and its last token, and its label."""
+    if of_words == _TOKENS:
+        for index, value in enumerate(record.items(of_spans)):
+            row = record.cells(f"{of_spans}[{index}]", value, "[first, last, label]")
+            yield row, row.integer("[0]"), row.integer("[1]"), row.text("[2]")
+        return
+    for row in record.rows(of_spans):
+        if of_spans == _SPANS:
+            stated = row.items("index")
+            numbers = [number for number in stated if type(number) is int]
+            if not numbers or len(numbers) < len(stated) or numbers != sorted(set(numbers)):
+                raise row.error("expected the numbers of the entity's tokens, such as [3, 4]: mend them", "index")
+            notes[PARTS] += numbers[-1] - numbers[0] >= len(numbers)
+            yield row, numbers[0], numbers[-1], row.text("type")
+        else:
+            yield row, row.integer("start"), row.integer("end") - 1, row.text("type")
 
 
 def _record(document: Document, tokenizer: tagged.Tokenizer) -> dict[str, object]:

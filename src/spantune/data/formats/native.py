@@ -27,7 +27,10 @@ _FIELDS = ("id", "text", "entities", "meta", "answer")
 
 def claims(sample: Sample) -> bool:
     """Whether the file can only be this format; a text without entities does not show that."""
-    rows = sample.record.get("entities") if sample.record else None
+    record = sample.record or {}
+    if "tokens" in record and "text" not in record:  # offsets in tokens, as `gliner` reads them
+        return False
+    rows = record.get("entities")
     return isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict) and "start" in rows[0]
 
 
