@@ -42,9 +42,7 @@ def recipe(**sections: dict[str, Any]) -> Config:
     ("base", "keep", "measured"),
     [("fp8", "none", 19.8), ("fp8", "most", 35.0), ("bf16", "some", 37.5), ("bf16", "most", 49.1)],
 )
-def test_predicted_peaks_are_within_a_tenth_of_those_measured(
-    phi4: Any, base: str, keep: str, measured: float
-) -> None:
+def test_predicted_peaks_are_within_a_tenth_of_those_measured(phi4: Any, base: str, keep: str, measured: float) -> None:
     settings = recipe(model={"base": base}, train={"keep": keep})
     assert predict_memory(phi4, settings, CUDA, LARGEST_STEP).total_gib == pytest.approx(measured, rel=0.1)
 

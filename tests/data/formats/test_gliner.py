@@ -53,6 +53,8 @@ def test_layouts_of_w2ner_and_spert_are_read_too(tmp_path: Path) -> None:
     assert corpus.format == "gliner" and several not in corpus.notes
     assert spans(corpus.documents) == [[("Rome", 11, "loc")]]
     assert corpus.documents[0].meta == {"relations": [], "orig_id": 5}
+    with pytest.raises(DataError, match="no known format"):  # tags
+        formats.detect(file_of(tmp_path, "tags.jsonl", [{"sentence": ["a"], "ner": ["B-x"]}]))
     chinese = {"sentence": list("患者腹痛"), "ner": [{"index": [2, 3], "type": "sym"}]}
     assert formats.read(file_of(tmp_path, "zh.jsonl", [chinese])).documents[0].text == "患者腹痛"
 

@@ -32,7 +32,11 @@ _LAYOUTS = {_TOKENS: _SPANS, "sentence": "ner", "tokens": "entities"}
 def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     record = sample.record or {}
-    return any(isinstance(record.get(name), list) and isinstance(record.get(_LAYOUTS[name]), list) for name in _LAYOUTS)
+    for words, spans in _LAYOUTS.items():
+        rows = record.get(spans)
+        if isinstance(record.get(words), list) and isinstance(rows, list):
+            return words == _TOKENS or all(isinstance(row, dict) for row in rows)
+    return False
 
 
 def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
