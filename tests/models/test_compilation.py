@@ -28,7 +28,7 @@ from spantune.models import (
 )
 from spantune.models.compilation import _contexts, _keeping
 from spantune.training import PackTensors, pack_loss
-from spantune.training.estimate import _stored_bytes
+from spantune.training.memory import _stored_bytes
 
 CPU = torch.device("cpu")
 SHAPE = {"hidden_size": 64, "intermediate_size": 224, "num_hidden_layers": 3}  # gate_up is wide, as in Phi-4

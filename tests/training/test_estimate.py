@@ -16,7 +16,9 @@ from helpers.real import bench
 from spantune.core import Config, config, parse_config
 from spantune.models import attach, attach_head, load, make_head, own_output_weights
 from spantune.training import estimate, make_plan, prepare
-from spantune.training.estimate import GIB, HeadLoad, checkpointing, compiling, fitting, predict_memory
+from spantune.training.estimate import fitting
+from spantune.training.layers import checkpointing, compiling
+from spantune.training.memory import GIB, HeadLoad, predict_memory
 from spantune.training.plan import MEMORY, settled, skeleton
 from spantune.training.preparation import Prepared
 

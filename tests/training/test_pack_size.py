@@ -17,8 +17,8 @@ from helpers.real import bench
 from spantune.core import config, parse_config
 from spantune.encoding import Example, divide, fill
 from spantune.training import pack_size, prepare
-from spantune.training.estimate import GIB, predict_memory
 from spantune.training.job import _agreed
+from spantune.training.memory import GIB, predict_memory
 from spantune.training.pack_size import MOST, Load, largest_packs, with_pack_tokens
 from spantune.training.plan import skeleton
 from spantune.training.preparation import Prepared

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from spantune.training.estimate import GIB
+from spantune.training.memory import GIB
 from spantune.training.schedule import Clock
 from spantune.training.step import StepResult, StepRunner
 

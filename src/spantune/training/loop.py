@@ -28,9 +28,10 @@ from spantune.encoding import Example, SpanExample
 from spantune.models import load_trained, release_graphs, save_trained
 from spantune.runs import BestAdapter, Checkpoints, step_of
 from spantune.training.collator import Batch
-from spantune.training.estimate import GIB, Estimate
+from spantune.training.estimate import Estimate
 from spantune.training.line import TrainingLine
 from spantune.training.masked import mask
+from spantune.training.memory import GIB
 from spantune.training.nan_guard import StepGuard
 from spantune.training.progress import TrainingView
 from spantune.training.schedule import Clock, ExampleOrder, Schedule, masked_steps, total_steps

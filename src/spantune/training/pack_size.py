@@ -15,7 +15,7 @@ import torch
 
 from spantune.core import config
 from spantune.models import CausalLM, pick_device
-from spantune.training.estimate import GIB, available_bytes, head_load, of_a_rank, predict_memory
+from spantune.training.memory import GIB, available_bytes, head_load, of_a_rank, predict_memory
 from spantune.training.preparation import Prepared
 from spantune.training.ranks import is_divided
 

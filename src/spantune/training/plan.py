@@ -31,8 +31,9 @@ from spantune.models import (
     unranked_error,
 )
 from spantune.training.doubts import PlanWarning, doubts
-from spantune.training.estimate import GIB, Estimate, estimate, kept
+from spantune.training.estimate import Estimate, estimate, kept
 from spantune.training.layers import compiling
+from spantune.training.memory import GIB
 from spantune.training.pack_size import pack_size, with_pack_tokens
 from spantune.training.preparation import Prepared, overlapping, prepare, splits_with_files
 from spantune.training.ranks import require_strategy
