@@ -1,7 +1,8 @@
 """CCKS' clinical records (Yidu-S4K), JSONL of `{"originalText", "entities": [{"start_pos", "end_pos", "label_type"}]}`.
 
-Offsets count from 0, and `end_pos` is exclusive, as in the published example of CCKS 2020. The texts of entities are not
-in the file, so offsets cannot be verified. Other fields than originalText and entities become the document's meta, and meta is written as fields.
+Offsets count from 0, and `end_pos` is exclusive, as in the published example of CCKS 2020. The texts of entities are
+not in the file, so offsets cannot be verified. Other fields than originalText and entities become the document's meta,
+and meta is written as fields.
 """
 
 from __future__ import annotations
