@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 from spantune.core import DataError, to_json
 from spantune.data.raw import plugins
@@ -123,7 +124,7 @@ class Detector:
                 stated = [record.values[name] for name in ("entities", "label", "labels") if name in names]
                 if "text" not in names or not stated or any(value not in ([], {}, None) for value in stated):
                     fields = ", ".join(record.values)[:80]
-                    return self._unclaimed(sample, f"an object with {fields}" if fields else "an empty object")
+                    self._unclaimed(sample, f"an object with {fields}" if fields else "an empty object")
         except DataError as error:
             broken = broken or error
         if not read_any and self._claimant(sample):  # not JSON, such as marked text that begins with a bracket
@@ -132,7 +133,7 @@ class Detector:
             raise broken
         return "cmeee" if is_array and not has_id else "native"
 
-    def _unclaimed(self, sample: Sample, content: str) -> str:
+    def _unclaimed(self, sample: Sample, content: str) -> NoReturn:
         """Raise the error for a file that no format claims; `content` says what was found."""
         if sample.text and sample.options.column is not None:
             content += f", and whose column {sample.options.column!r} holds no tags or entities"

@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spantune.core import DataError, Document, replacing, to_json
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, unwritten_meta, with_rows
+from spantune.data.raw.document import (
+    SEVERAL_PARTS,
+    Item,
+    Options,
+    RawDocument,
+    RawEntity,
+    Sample,
+    each,
+    unwritten_meta,
+    with_rows,
+)
 from spantune.data.raw.json_files import read_json_lines, read_json_value
 from spantune.data.raw.json_records import Record, document_id
 
@@ -148,7 +158,7 @@ def _entity(row: Record, unit: _Unit, options: Options, notes: Counter[str]) -> 
     start, end = min(span[0] for span in spans), max(span[1] for span in spans)
     surface = row.text("text") if isinstance(row.values.get("text"), str) else None
     if len(spans) > 1:
-        notes["entity of several parts, read from the first to the last"] += 1
+        notes[SEVERAL_PARTS] += 1
         parts = "".join(unit.text[slice(*span)] for span in sorted(spans))
         if surface is not None and re.sub(r"\W", "", parts) == re.sub(r"\W", "", surface):
             surface = unit.text[start:end]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from spantune.core import Document
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, with_meta
-from spantune.data.raw.json_files import read_json, write_json_lines
+from spantune.data.raw.document import Item, Options, RawEntity, Sample, with_meta
+from spantune.data.raw.json_files import read_documents, write_json_lines
 from spantune.data.raw.json_records import Record
 
-_FIELDS = ("originalText", "entities")
 _ENTITY_FIELDS = ("start_pos", "end_pos", "label_type")
 _OVERLAP = "overlap"  # a field of some years; it is counted as not read unless it is 0
 
@@ -34,13 +34,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
     """
-
-    def parse(record: Record) -> RawDocument:
-        entities = tuple(_entity(row, notes) for row in record.entities(optional=options.unannotated))
-        text = record.text("originalText", blank=True)
-        return RawDocument(f"{path.stem}-{record.number}", text, entities, path, record.line, record.others(_FIELDS))
-
-    return each(read_json(path, notes, options.encoding), parse)
+    return read_documents(path, notes, options, "originalText", partial(_entity, notes=notes))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
@@ -66,4 +60,4 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
         {"label_type": entity.label, _OVERLAP: 0, "start_pos": entity.start, "end_pos": entity.end}
         for entity in document.entities
     ]
-    return with_meta({"originalText": document.text, "entities": rows}, document, _FIELDS)
+    return with_meta({"originalText": document.text, "entities": rows}, document, ())

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
-from spantune.core import DataError, Document, replacing, to_json
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each
-from spantune.data.raw.json_files import read_json
+from spantune.core import Document
+from spantune.data.raw.document import Item, Options, RawEntity, Sample, with_meta
+from spantune.data.raw.json_files import read_documents, write_json
 from spantune.data.raw.json_records import Record
 
-_FIELDS = ("text", "entities")
 _ENTITY_FIELDS = ("start_idx", "end_idx", "type", "entity")
 
 
@@ -33,13 +33,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     Raises:
         DataError: the file is neither JSONL nor an array of objects.
     """
-
-    def parse(record: Record) -> RawDocument:
-        entities = tuple(_entity(row, notes) for row in record.entities(optional=options.unannotated))
-        text = record.text("text", blank=True)
-        return RawDocument(f"{path.stem}-{record.number}", text, entities, path, record.line, record.others(_FIELDS))
-
-    return each(read_json(path, notes, options.encoding), parse)
+    return read_documents(path, notes, options, "text", partial(_entity, notes=notes))
 
 
 def write(path: Path, documents: Iterable[Document], notes: Counter[str], options: Options) -> None:
@@ -48,25 +42,17 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
     Raises:
         DataError: a meta key is one of the layout's own fields, or the file cannot be written.
     """
-    opening, between, closing = ("", "\n", "\n") if path.suffix.lower() == ".jsonl" else ("[\n", ",\n", "\n]\n")
-    with replacing(path) as file:
-        before = opening
-        for document in documents:
-            file.write(before + to_json(_record(document, notes)))
-            before = between
-        file.write(closing if before == between else opening + closing)
+    write_json(path, (_record(document, notes) for document in documents))
 
 
 def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
-    if taken := sorted(set(document.meta) & set(_FIELDS)):
-        raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
     rows = [
         {"start_idx": entity.start, "end_idx": entity.end - 1, "type": entity.label, "entity": document.surface(entity)}
         for entity in document.entities
     ]
     notes["id left out"] += 1
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
-    return {"text": document.text, "entities": rows, **document.meta}
+    return with_meta({"text": document.text, "entities": rows}, document, ())
 
 
 def _entity(row: Record, notes: Counter[str]) -> RawEntity:

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from spantune.core import DataError, Document
-from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each
+from spantune.core import Document
+from spantune.data.raw.document import Defect, Item, Options, RawDocument, RawEntity, Sample, each, with_meta
 from spantune.data.raw.json_files import begins_array, read_json_array, read_json_lines, write_json_lines
 from spantune.data.raw.json_records import Record
 from spantune.data.raw.plain_rows import plain_rows
@@ -60,8 +60,6 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
 
 
 def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
-    if taken := sorted(set(document.meta) & set(_FIELDS)):
-        raise DataError(f"document {document.id!r}: the layout uses the meta key {taken[0]!r}; rename it")
     rows = [
         {
             "start_idx": entity.start,
@@ -73,7 +71,7 @@ def _record(document: Document, notes: Counter[str]) -> dict[str, object]:
     ]
     notes["id left out"] += 1
     notes["score left out"] += sum(entity.score is not None for entity in document.entities)
-    return {"text": document.text, "entities": rows, **document.meta}
+    return with_meta({"text": document.text, "entities": rows}, document, _FIELDS)
 
 
 def _entities(record: Record, notes: Counter[str]) -> tuple[RawEntity, ...]:

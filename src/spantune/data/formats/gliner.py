@@ -12,30 +12,45 @@ The layouts of two models with spans of tokens are read too:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from spantune.core import Document, replacing, to_json
+from spantune.core import Document
 from spantune.data.raw import tagged, tokens
-from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, Sample, each, with_meta
-from spantune.data.raw.json_files import read_json
+from spantune.data.raw.document import (
+    SEVERAL_PARTS,
+    Item,
+    Options,
+    RawDocument,
+    RawEntity,
+    Sample,
+    each,
+    with_meta,
+)
+from spantune.data.raw.json_files import read_json, write_json
 from spantune.data.raw.json_records import Record, document_id
 
 _TOKENS, _SPANS = "tokenized_text", "ner"
-_FIELDS = ("id", _TOKENS, _SPANS)
-PARTS = "entity of several parts, read from the first to the last"
-_LAYOUTS = {_TOKENS: _SPANS, "sentence": "ner", "tokens": "entities"}
-"""The field of the entities by the field of the tokens: GLiNER, W2NER, SpERT."""
+
+
+class _Span(NamedTuple):
+    """An entity as a file states it: its record, the numbers of its first and its last token, and its label."""
+
+    row: Record
+    first: int
+    last: int
+    label: str
 
 
 def claims(sample: Sample) -> bool:
     """Whether the file can only be this format."""
     record = sample.record or {}
-    for words, spans in _LAYOUTS.items():
-        rows = record.get(spans)
-        if isinstance(record.get(words), list) and isinstance(rows, list):
-            return words == _TOKENS or all(isinstance(row, dict) for row in rows)
+    for layout in _LAYOUTS:
+        rows = record.get(layout.entities)
+        if isinstance(record.get(layout.tokens), list) and isinstance(rows, list):
+            return layout is _GLINER or all(isinstance(row, dict) for row in rows)
     return False
 
 
@@ -47,7 +62,7 @@ def read(path: Path, notes: Counter[str], options: Options) -> Iterator[Item]:
     """
     census = tokens.TokenCensus()
     for record in read_json(path, Counter(), options.encoding):
-        words = record.values.get(_layout(record)[0]) if isinstance(record, Record) else None
+        words = record.values.get(_layout(record).tokens) if isinstance(record, Record) else None
         for index, word in enumerate(words if isinstance(words, list) else []):
             if isinstance(word, str) and word:
                 census.add(word, index == 0)
@@ -62,59 +77,71 @@ def write(path: Path, documents: Iterable[Document], notes: Counter[str], option
         DataError: an entity begins or ends with white space, a meta key is one of the layout's own fields, or the file
             cannot be written.
     """
-    opening, between, closing = ("", "\n", "\n") if path.suffix.lower() == ".jsonl" else ("[\n", ",\n", "\n]\n")
     tokenizer = tagged.Tokenizer(notes, options.joiner)
-    with replacing(path) as file:
-        before = opening
-        for document in documents:
-            file.write(before + to_json(_record(document, tokenizer)))
-            before = between
-        file.write(closing if before == between else opening + closing)
+    write_json(path, (_record(document, tokenizer) for document in documents))
     tokenizer.finish()
 
 
-def _layout(record: Record) -> tuple[str, str]:
-    """Return the fields of the tokens and of the entities."""
-    return next(((words, _LAYOUTS[words]) for words in _LAYOUTS if words in record.values), (_TOKENS, _SPANS))
+def _gliner_spans(record: Record, notes: Counter[str]) -> Iterator[_Span]:
+    for index, value in enumerate(record.items("ner")):
+        row = record.cells(f"ner[{index}]", value, "[first, last, label]")
+        yield _Span(row, row.integer("[0]"), row.integer("[1]"), row.text("[2]"))
+
+
+def _w2ner_spans(record: Record, notes: Counter[str]) -> Iterator[_Span]:
+    for row in record.rows("ner"):
+        stated = row.items("index")
+        numbers = [number for number in stated if type(number) is int]
+        if not numbers or len(numbers) < len(stated) or numbers != sorted(set(numbers)):
+            raise row.error("expected the numbers of the entity's tokens, such as [3, 4]: mend them", "index")
+        notes[SEVERAL_PARTS] += numbers[-1] - numbers[0] >= len(numbers)
+        yield _Span(row, numbers[0], numbers[-1], row.text("type"))
+
+
+def _spert_spans(record: Record, notes: Counter[str]) -> Iterator[_Span]:
+    for row in record.rows("entities"):
+        yield _Span(row, row.integer("start"), row.integer("end") - 1, row.text("type"))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A layout: its fields of tokens and of entities, how it states the entities, and what it counts as their end."""
+
+    tokens: str
+    entities: str
+    spans: Callable[[Record, Counter[str]], Iterator[_Span]]
+    end: str = "the last inclusive"
+
+
+_GLINER = _Layout(_TOKENS, _SPANS, _gliner_spans)
+_LAYOUTS = (
+    _GLINER,
+    _Layout("sentence", "ner", _w2ner_spans),
+    _Layout("tokens", "entities", _spert_spans, end="the end exclusive"),
+)
+
+
+def _layout(record: Record) -> _Layout:
+    return next((layout for layout in _LAYOUTS if layout.tokens in record.values), _GLINER)
 
 
 def _document(record: Record, joiner: str | None, notes: Counter[str]) -> RawDocument:
-    of_words, of_spans = _layout(record)
-    words = tagged.words_in(record, of_words)
-    text, spans = tokens.join(words, joiner)
+    layout = _layout(record)
+    words = tagged.words_in(record, layout.tokens)
+    text, places = tokens.join(words, joiner)
     notes[tagged.JOINED] += 1
     entities = []
-    for row, first, last, label in _rows(record, of_words, of_spans, notes):
+    for row, first, last, label in layout.spans(record, notes):
         if not 0 <= first <= last < len(words):
-            counted = "the end exclusive" if of_spans == "entities" else "the last inclusive"
             raise row.error(
                 f"found tokens {first} to {last} of {len(words)}; expected the numbers of the first and the last token "
-                f"from 0, {counted}: mend them"
+                f"from 0, {layout.end}: mend them"
             )
-        start, end = spans[first][0], spans[last][1]
+        start, end = places[first][0], places[last][1]
         entities.append(RawEntity(start, end, label, text[start:end], field=row.inside.rstrip(".")))
-    name, meta = document_id(record, notes), record.others(("id", of_words, of_spans))
+    name, meta = document_id(record, notes), record.others(("id", layout.tokens, layout.entities))
     document = RawDocument(name, text, tuple(entities), record.path, record.line, meta, is_counted=True)
     return tagged.with_tokens(document, words)
-
-
-def _rows(record: Record, of_words: str, of_spans: str, notes: Counter[str]) -> Iterator[tuple[Record, int, int, str]]:
-    """Yield for each entity its record, the numbers of its first and its last token, and its label."""
-    if of_words == _TOKENS:
-        for index, value in enumerate(record.items(of_spans)):
-            row = record.cells(f"{of_spans}[{index}]", value, "[first, last, label]")
-            yield row, row.integer("[0]"), row.integer("[1]"), row.text("[2]")
-        return
-    for row in record.rows(of_spans):
-        if of_spans == _SPANS:
-            stated = row.items("index")
-            numbers = [number for number in stated if type(number) is int]
-            if not numbers or len(numbers) < len(stated) or numbers != sorted(set(numbers)):
-                raise row.error("expected the numbers of the entity's tokens, such as [3, 4]: mend them", "index")
-            notes[PARTS] += numbers[-1] - numbers[0] >= len(numbers)
-            yield row, numbers[0], numbers[-1], row.text("type")
-        else:
-            yield row, row.integer("start"), row.integer("end") - 1, row.text("type")
 
 
 def _record(document: Document, tokenizer: tagged.Tokenizer) -> dict[str, object]:
@@ -123,4 +150,4 @@ def _record(document: Document, tokenizer: tagged.Tokenizer) -> dict[str, object
     tokenizer.notes["score left out"] += sum(entity.score is not None for entity in document.entities)
     meta = {key: value for key, value in document.meta.items() if key != tagged.KEPT_TOKENS}
     record: dict[str, object] = {"id": document.id, _TOKENS: words, _SPANS: rows}
-    return with_meta(record, replace(document, meta=meta), _FIELDS)
+    return with_meta(record, replace(document, meta=meta), ())

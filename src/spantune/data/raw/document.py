@@ -21,6 +21,7 @@ from spantune.data.rules import Rule
 
 R = TypeVar("R")
 Nested = Literal["error", "outermost", "innermost"]
+SEVERAL_PARTS = "entity of several parts, read from the first to the last"
 
 
 class Defect(NamedTuple):

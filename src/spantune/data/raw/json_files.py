@@ -6,11 +6,12 @@ A value that spans several lines is parsed in a window that moves through the fi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from spantune.core import DataError, replacing, to_json
+from spantune.data.raw.document import Item, Options, RawDocument, RawEntity, each
 from spantune.data.raw.encodings import open_as_utf8
 from spantune.data.raw.json_records import Record
 from spantune.data.raw.json_text import kind_of, not_json, parse_value, skip_blank
@@ -86,6 +87,47 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, object]]) -> Non
     with replacing(path) as file:
         for record in records:
             file.write(to_json(record) + "\n")
+
+
+def write_json(path: Path, records: Iterable[Mapping[str, object]]) -> None:
+    """Write `records` to `path`: one on each line if its name ends in `.jsonl`, else as an array.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    if path.suffix.lower() == ".jsonl":
+        write_json_lines(path, records)
+        return
+    with replacing(path) as file:
+        before = "[\n"
+        for record in records:
+            file.write(before + to_json(record))
+            before = ",\n"
+        file.write("\n]\n" if before == ",\n" else "[\n\n]\n")
+
+
+def read_documents(
+    path: Path, notes: Counter[str], options: Options, text_field: str, parse: Callable[[Record], RawEntity]
+) -> Iterator[Item]:
+    """Yield the documents of a file of objects that have a text and `entities` but no id, called `<stem>-<number>`.
+
+    Args:
+        path: JSON lines, or an array.
+        notes: counts what `read_json` repairs.
+        options: the encoding, and whether `entities` may be missing.
+        text_field: the field of the text. The other fields, except `entities`, become the meta.
+        parse: returns the entity that an object of `entities` states.
+
+    Raises:
+        DataError: the file is neither JSONL nor an array of objects.
+    """
+
+    def document(record: Record) -> RawDocument:
+        entities = tuple(map(parse, record.entities(optional=options.unannotated)))
+        text, meta = record.text(text_field, blank=True), record.others((text_field, "entities"))
+        return RawDocument(f"{path.stem}-{record.number}", text, entities, path, record.line, meta)
+
+    return each(read_json(path, notes, options.encoding), document)
 
 
 def begins_array(path: Path, encoding: str | None = None) -> bool:
