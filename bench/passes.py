@@ -25,7 +25,8 @@ from extract import _random
 from spantune.core import config
 from spantune.extraction import Forward
 from spantune.extraction.compiling import is_worth_compiling
-from spantune.extraction.model_runner import Part, Shape, fitting
+from spantune.extraction.fixed_passes import Shape, fitting
+from spantune.extraction.model_runner import Part
 
 KINDS = {
     "attention": ("_attend", "_join"),

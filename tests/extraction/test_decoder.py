@@ -10,8 +10,8 @@ from spantune.core import Document, TaskSpec
 from spantune.encoding import Encoder
 from spantune.extraction import Decoder, Forward, Row, model_runner
 from spantune.extraction.choosing import Effort, Rules
+from spantune.extraction.fixed_passes import Shape
 from spantune.extraction.grammar import Constraint
-from spantune.extraction.model_runner import Shape
 
 MODEL = lively_model("phi3", 2)
 

@@ -9,8 +9,9 @@ import torch
 
 from helpers.fakes import tiny_model
 from spantune.core import ModelError
-from spantune.extraction import Forward, model_runner
-from spantune.extraction.model_runner import Part, Shape
+from spantune.extraction import Forward, fixed_passes, model_runner
+from spantune.extraction.fixed_passes import Shape
+from spantune.extraction.model_runner import Part
 from spantune.extraction.slot_cache import SlotCache
 from spantune.models import few_logits
 from spantune.models.kernels import rows
@@ -105,7 +106,7 @@ def test_the_first_passes_of_two_widths_are_timed_while_they_compute() -> None:
     passes = Forward(model, Shape(rows=4, longest=512, tokens=512))
     text = [3 + (7 * place) % 250 for place in range(150)]
     wanted = model(input_ids=torch.tensor([text], device="cuda"), use_cache=False).logits[0, -1:]
-    for _ in range(2 * model_runner.REPEATS + 2):
+    for _ in range(2 * fixed_passes.REPEATS + 2):
         row = passes.cache.open()
         logits = passes.feed([Part(row, 0, text)], [0]).clone()
         torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
@@ -146,9 +147,9 @@ def test_a_pass_of_fixed_width_is_padded() -> None:
     """Without a GPU, the test checks what a GPU would get."""
     pytest.importorskip("triton")
     cache = SlotCache(3, 64, 100, torch.device("cpu"))
-    static = model_runner._Static(torch.device("cpu"), Shape(3, 64, 64), cache, tiny_model("phi3").config)
+    static = fixed_passes.StaticInputs(torch.device("cpu"), Shape(3, 64, 64), cache, tiny_model("phi3").config)
     spans = [rows.Span(1, 0, 11, 5), rows.Span(3, 11, 7, 6)]
-    width = model_runner.fitting(18)
+    width = fixed_passes.fitting(18)
     static.load(torch.arange(4 * 18).view(4, 18).numpy(), torch.tensor([10, 17]).numpy(), spans, width)
     static.ready()
     tokens, last, _, blocks = static.views(width)
@@ -161,7 +162,7 @@ def test_a_pass_of_fixed_width_is_padded() -> None:
     ("count", "width"), [(1, 16), (16, 16), (17, 32), (33, 64), (65, 128), (128, 128), (129, 256), (700, 768)]
 )
 def test_passes_of_many_tokens_have_few_widths(count: int, width: int) -> None:
-    assert model_runner.fitting(count) == width
+    assert fixed_passes.fitting(count) == width
 
 
 def test_models_whose_rope_looks_at_positions_or_that_learn_get_no_graphs() -> None:
@@ -189,10 +190,10 @@ class TimedGraph:
 
     @property
     def fastest(self) -> float | None:
-        return self._milliseconds if self.timed == model_runner.REPEATS and not self.is_running else None
+        return self._milliseconds if self.timed == fixed_passes.REPEATS and not self.is_running else None
 
     def replay(self) -> None:
-        self.timed = min(self.timed + 1, model_runner.REPEATS)
+        self.timed = min(self.timed + 1, fixed_passes.REPEATS)
 
 
 @pytest.mark.parametrize(("wide", "expected"), [(0.9, 384), (0.99, 256), (1.5, 256)])
@@ -201,10 +202,10 @@ def test_two_widths_take_turns_until_both_are_timed_and_the_faster_one_stays(wid
     graphs = {256: TimedGraph(1.0), 384: TimedGraph(wide), 64: TimedGraph(1.0), 128: TimedGraph(0.1)}
     passes._graphs = graphs  # type: ignore[assignment]
     widths = []
-    for _ in range(2 * model_runner.REPEATS):
+    for _ in range(2 * fixed_passes.REPEATS):
         widths.append(passes._width(140))
         graphs[widths[-1]].replay()
-    assert widths == [256, 384] * model_runner.REPEATS
+    assert widths == [256, 384] * fixed_passes.REPEATS
     graphs[384].is_running = True
     assert passes._width(140) == 256
     graphs[384].is_running = False

@@ -13,7 +13,8 @@ from spantune.encoding import Encoder
 from spantune.extraction.choosing import Effort, Row, Rules
 from spantune.extraction.compiling import is_worth_compiling
 from spantune.extraction.decoder import Decoder, places
-from spantune.extraction.model_runner import Forward, Shape
+from spantune.extraction.fixed_passes import Shape
+from spantune.extraction.model_runner import Forward
 from spantune.extraction.result import Ended, Written, failed, read_answer
 from spantune.models import CausalLM
 
